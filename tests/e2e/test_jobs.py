@@ -66,8 +66,8 @@ def test_a_job_that_exceeds_its_time_is_stopped_and_its_work_harvested(each_lab:
 
 def test_a_cancelled_job_is_harvested_too(each_lab: Lab) -> None:
     job = each_lab.job("echo begun > README; sleep 300\n", each_lab.repository("cancel"))
-    each_lab.running(job)
-    until(lambda: each_lab.get(job)["phase"] == "run", "the agent")
+    sandbox = each_lab.running(job)["sandbox"]
+    until(lambda: each_lab.execute(sandbox, "grep", "begun", "/work/README")[0] == 0, "the agent's first write")
 
     each_lab.client.call("jobs.cancel", job=job)
     row = each_lab.ended(job)

@@ -8,9 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,6 +20,7 @@ from typing import Self
 import yaml
 
 from agentlab.base.clock import SystemClock
+from agentlab.base.entropy import SystemEntropy
 from agentlab.base.files import exclusive_lock, make_directory, mounts_below
 from agentlab.client.sync import Connection
 from agentlab.errors import AgentLabError, DaemonNotRunning
@@ -25,6 +28,7 @@ from agentlab.templates.build import TemplateBuilder
 from agentlab.testing.rootfs import test_cache
 
 START_S_MAX = 60.0
+SUBNET_TRIES_MAX = 100
 SMALL_PROFILE = """\
 name: small
 description: Little of everything, to reach limits quickly
@@ -61,10 +65,11 @@ class DaemonProcess:
         `crash_at` a point of `crashing_daemon` at which it dies once."""
         self.directory, self._namespace, self._crash_at = directory, namespace, crash_at
         self._process: subprocess.Popen[bytes] | None = None
+        self._held = ExitStack()
         self.log_path = directory / "daemon.log"
         self._settings: dict[str, object] = {
             "limits": {"disk_reserve_bytes": "64MiB"},
-            "network": {"subnet": _free_subnet()},
+            "network": {"subnet": self._subnet()},
             "durations": {"reconcile_interval_s": 1, "link_lost_s": 5, "stop_grace_s": 1},
         } | (settings or {})
 
@@ -95,6 +100,7 @@ class DaemonProcess:
             time.sleep(0.1)
         client.close()
         self.stop()
+        self._held.close()
 
     @property
     def socket(self) -> Path:
@@ -175,6 +181,19 @@ class DaemonProcess:
         assert isinstance(found, str)
         return found
 
+    def _subnet(self) -> str:
+        """A /24 that no other test's daemon has: its lock is held for as long as this one may run."""
+        locks, entropy = make_directory(Path(tempfile.gettempdir()) / "agentlab-test-subnets"), SystemEntropy()
+        for _ in range(SUBNET_TRIES_MAX):
+            number = int(entropy.fraction() * 100 * 256)
+            subnet = f"10.{100 + number // 256}.{number % 256}.0/24"
+            try:
+                self._held.enter_context(exclusive_lock(locks / subnet.replace("/", "-")))
+            except BlockingIOError:
+                continue
+            return subnet
+        raise RuntimeError(f"no free subnet in {SUBNET_TRIES_MAX} tries")
+
     def leftovers(self, installation: str) -> list[str]:
         """What bears this installation's mark on the host: mounts, links, rules, cgroups, processes."""
         found = [f"mount {point}" for point in mounts_below(self.directory)]
@@ -189,14 +208,3 @@ class DaemonProcess:
 def _names(command: Sequence[str], pattern: str) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return sorted(set(re.findall(pattern, done.stdout)))
-
-
-def _free_subnet() -> str:
-    """A /24 that no other test process takes: by process id and a counter."""
-    global _subnets
-    _subnets += 1
-    number = (os.getpid() * 7 + _subnets) % 60_000
-    return f"10.{100 + number // 256 % 100}.{number % 256}.0/24"
-
-
-_subnets = 0
