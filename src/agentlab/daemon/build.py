@@ -95,7 +95,6 @@ def build_core(ground: Ground, profiles: Profiles, limits: Limits, scope: TaskSc
         installation=ground.installation,
         backends=ground.backends,
         default_backend=ground.default_backend,
-        network=ground.network,
         profiles=profiles,
         limits=limits,
         wake=wake,
@@ -135,13 +134,14 @@ def build_core(ground: Ground, profiles: Profiles, limits: Limits, scope: TaskSc
         log=log,
         scope=scope,
     )
-    interpreter = Interpreter(database=database, clock=clock, backends=backends, network=ground.network, limits=limits)
+    networks = {name: entry.network for name, entry in ground.backends.items()}
+    interpreter = Interpreter(database=database, clock=clock, backends=backends, networks=networks, limits=limits)
     sandbox_reconciler = SandboxReconciler(
         database=database,
         clock=clock,
         installation=ground.installation,
         backends=backends,
-        network=ground.network,
+        networks=networks,
         interpreter=interpreter,
         limits=limits,
         wake=wake,
@@ -199,7 +199,6 @@ def build(
         installation=ground.installation,
         backends=ground.backends,
         default_backend=ground.default_backend,
-        network=ground.network,
         profiles=profiles,
         templates=templates,
         reconciler=core.reconciler,

@@ -51,7 +51,6 @@ class Ground:
     backends: Mapping[str, BackendEntry]
     entrance: Entrance
     default_backend: str
-    network: Network
     subnet: str
     builder: TemplateBuilder
     images: ImageBuilder
@@ -60,10 +59,11 @@ class Ground:
         """Let go of everything; sandboxes that run go on."""
         for entry in self.backends.values():
             await entry.backend.close()
-        try:
-            await self.network.close(remove=remove_network)
-        except NetworkError as error:
-            log.error("the network could not be closed", extra={"cause": error.cause})
+        for network in {id(entry.network): entry.network for entry in self.backends.values()}.values():
+            try:
+                await network.close(remove=remove_network)
+            except NetworkError as error:
+                log.error("the network could not be closed", extra={"cause": error.cause})
         self.outputs.close()
         await self.database.close()
 
@@ -115,7 +115,7 @@ async def open_ground(
         )
         # The preflight waits for programs; meanwhile the guest program is compiled and the recipes are read.
         beside = asyncio.to_thread(_prepare, guest_dir, builder)
-        entries, findings, _ = await asyncio.gather(_probed(backends), network.probe(), beside)
+        entries, findings, _ = await asyncio.gather(_probed(backends, network), network.probe(), beside)
         # A backend that nobody asked for may be unusable here; `--backend` with it then says why.
         refuse([*entries[settings.default_backend].probe.findings, *findings])
         try:
@@ -136,7 +136,6 @@ async def open_ground(
             backends=entries,
             entrance=entrance,
             default_backend=settings.default_backend,
-            network=network,
             subnet=subnet,
             builder=builder,
             images=images,
@@ -158,10 +157,10 @@ def _builder(settings: Settings, clock: Clock) -> TemplateBuilder:
     )
 
 
-async def _probed(backends: Mapping[str, Backend]) -> Mapping[str, BackendEntry]:
+async def _probed(backends: Mapping[str, Backend], network: Network) -> Mapping[str, BackendEntry]:
     probes = await asyncio.gather(*(backend.probe() for backend in backends.values()))
     return {
-        name: BackendEntry(backend=backend, probe=probe)
+        name: BackendEntry(backend=backend, network=network, probe=probe)
         for (name, backend), probe in zip(backends.items(), probes, strict=True)
     }
 

@@ -16,7 +16,6 @@ from agentlab.base.files import free_bytes
 from agentlab.base.units import format_bytes
 from agentlab.model.finding import Finding
 from agentlab.model.ids import InstallationId
-from agentlab.network.interface import Network
 from agentlab.services.limits import Limits
 from agentlab.services.profiles import Profiles
 from agentlab.services.reconcile.loop import Reconciler
@@ -37,7 +36,6 @@ class Health:
         installation: InstallationId,
         backends: Mapping[str, BackendEntry],
         default_backend: str,
-        network: Network,
         profiles: Profiles,
         templates: Templates,
         reconciler: Reconciler,
@@ -49,7 +47,7 @@ class Health:
     ) -> None:
         self._database, self._clock, self._installation = database, clock, installation
         self._default_backend = default_backend
-        self._backends, self._network, self._profiles, self._templates = backends, network, profiles, templates
+        self._backends, self._profiles, self._templates = backends, profiles, templates
         self._reconciler, self._limits, self._state_dir = reconciler, limits, state_dir
         self._started_at, self._subnet, self._listeners = started_at, subnet, listeners
 
@@ -113,7 +111,9 @@ class Health:
                 )
                 for sentence in probe.missing_guarantees
             ]
-        found += await self._network.probe()
+        networks = {id(entry.network): entry.network for entry in self._backends.values()}
+        for findings in await asyncio.gather(*(network.probe() for network in networks.values())):
+            found += findings
         found += [self._template(row.name, row.state) for row in self._templates.list()]
         return found
 

@@ -49,9 +49,10 @@ CPUS_MIN, PIDS_MIN = 0.05, 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendEntry:
-    """A backend that this daemon runs, with what its probe found at start."""
+    """A backend that this daemon runs, the network that its sandboxes are on, and what its probe found at start."""
 
     backend: Backend
+    network: Network
     probe: Probe
 
 
@@ -67,7 +68,6 @@ class Sandboxes:
         installation: InstallationId,
         backends: Mapping[str, BackendEntry],
         default_backend: str,
-        network: Network,
         profiles: Profiles,
         limits: Limits,
         wake: Wake,
@@ -76,7 +76,7 @@ class Sandboxes:
     ) -> None:
         self._database, self._clock, self._entropy = database, clock, entropy
         self._installation, self._backends, self._default_backend = installation, backends, default_backend
-        self._network, self._profiles, self._limits = network, profiles, limits
+        self._profiles, self._limits = profiles, limits
         self._wake, self._log, self._reserve = wake, log, reserve
 
     async def create(self, identity: str, request: NewSandbox, key: Idempotency | None) -> Sandbox:
@@ -112,7 +112,7 @@ class Sandboxes:
         template = _template(tx, request.template or profile.template)
         now = self._clock.now()
         lease = Lease(until=now + checked_ttl(request.ttl_s if request.ttl_s is not None else profile.ttl_s))
-        mark, slot = self.place(tx)
+        mark, slot = self.place(tx, entry.network)
         row = Sandbox(
             id=mark.sandbox,
             name=request.name,
@@ -139,8 +139,8 @@ class Sandboxes:
         self.record(tx, row)
         return row
 
-    def place(self, tx: Tx) -> tuple[Mark, int]:
-        """A new sandbox's mark and slot.  LimitReached."""
+    def place(self, tx: Tx, network: Network) -> tuple[Mark, int]:
+        """A new sandbox's mark, and a slot that its network has and no other sandbox of any backend.  LimitReached."""
         if len(sandboxes.slots_in_use(tx)) >= self._limits.sandboxes_max:
             raise LimitReached(
                 limit_name="sandboxes_max",
@@ -150,7 +150,7 @@ class Sandboxes:
             )
         sandbox_id = SandboxId(f"sb-{self._entropy.word(8)}")
         mark = Mark(installation=self._installation, sandbox=sandbox_id, nonce=self._entropy.token(16))
-        return mark, sandboxes.next_slot(tx, min(SLOTS_MAX, self._network.slots))
+        return mark, sandboxes.next_slot(tx, min(SLOTS_MAX, network.slots))
 
     def record(self, tx: Tx, row: Sandbox) -> None:
         """Write a new sandbox's row with its first step and event.  NameTaken."""
@@ -192,10 +192,11 @@ class Sandboxes:
         return self._database.read(lambda tx: steps.of(tx, sandbox))
 
     def address(self, row: Sandbox) -> str | None:
-        """Its own address; None without a network."""
-        return (
-            None if row.network is NetworkMode.OFF else str(self._network.port(row.id, row.slot, row.network).address)
-        )
+        """Its own address; None without a network, or if this daemon no longer has its backend."""
+        entry = self._backends.get(row.backend)
+        if row.network is NetworkMode.OFF or entry is None:
+            return None
+        return str(entry.network.port(row.id, row.slot, row.network).address)
 
     async def wish(self, sandbox: SandboxId, wish: Wish, key: Idempotency | None = None, reason: str = "") -> Sandbox:
         """Record what is wanted of it from now on.  WrongState, LeaseExpired; destroying twice is quiet."""

@@ -214,7 +214,7 @@ class Snapshots:
     ) -> Sandbox:
         now = self._clock.now()
         lease = Lease(until=origin.lease.until if ttl_s is None else now + checked_ttl(ttl_s))
-        mark, slot = self._sandboxes.place(tx)
+        mark, slot = self._sandboxes.place(tx, self._sandboxes.backend(origin.backend)[1].network)
         row = replace(
             origin,
             id=mark.sandbox,

@@ -109,6 +109,7 @@ async def serving(folder: Path, *, reconcile: bool = True) -> AsyncIterator[Serv
     await database.write(lambda tx: templates.put(tx, _template()))
     backend, network = FakeBackend(entropy=entropy), FakeNetwork(entropy=entropy)
     network.installation = installation
+    probe = Probe(findings=(), capabilities=frozenset(Capability))
     builder = TemplateBuilder(settings.state_dir, settings.cache_dir, clock, recipe_dirs=[])
     ground = Ground(
         clock=clock,
@@ -121,12 +122,9 @@ async def serving(folder: Path, *, reconcile: bool = True) -> AsyncIterator[Serv
         outputs=Outputs(settings.state_dir / "outputs"),
         seal=Seal.open(settings.state_dir / "keys"),
         redaction=Redaction(),
-        backends={
-            "fake": BackendEntry(backend=backend, probe=Probe(findings=(), capabilities=frozenset(Capability)))
-        },
+        backends={"fake": BackendEntry(backend=backend, network=network, probe=probe)},
         entrance=Entrance(),
             default_backend="fake",
-        network=network,
         subnet="10.77.0.0/16",
         builder=builder,
         images=ImageBuilder(builder, settings.state_dir, clock),

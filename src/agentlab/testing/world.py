@@ -200,10 +200,9 @@ class World:
             outputs=self.outputs,
             seal=PlainSeal(),  # type: ignore[arg-type]
             redaction=Redaction(),
-            backends={"fake": BackendEntry(backend=self.backend, probe=probe)},
+            backends={"fake": BackendEntry(backend=self.backend, network=self.network, probe=probe)},
             entrance=Entrance(),
             default_backend="fake",
-            network=self.network,
             subnet="10.77.0.0/16",
             builder=None,  # type: ignore[arg-type]
             images=None,  # type: ignore[arg-type]

@@ -48,7 +48,10 @@ class StepError(Exception):
 
 
 class Interpreter:
-    """Each step has a time limit, a record with its duration, and on failure a cause and a remedy."""
+    """Each step has a time limit, a record with its duration, and on failure a cause and a remedy.
+
+    `networks` has each backend's, by the backend's name.
+    """
 
     def __init__(
         self,
@@ -56,11 +59,11 @@ class Interpreter:
         database: Database,
         clock: Clock,
         backends: Mapping[str, Backend],
-        network: Network,
+        networks: Mapping[str, Network],
         limits: Limits,
     ) -> None:
         self._database, self._clock = database, clock
-        self._backends, self._network, self._limits = backends, network, limits
+        self._backends, self._networks, self._limits = backends, networks, limits
         self._snapshots = SnapshotSteps(database=database, clock=clock, backends=backends)
         self._policed: dict[SandboxId, LinkEnd | None] = {}  # the end for which the policy was read back
         self._linked: set[SandboxId] = set()
@@ -91,12 +94,19 @@ class Interpreter:
 
     async def look(self, row: Sandbox, held: bool) -> Seen:
         """Observe one sandbox now.  StepError if it cannot be asked."""
+        if row.backend not in self._backends:
+            raise StepError(
+                code="backend/unusable",
+                cause=f"this daemon has no backend {row.backend}",
+                remedy="Put back its settings: until then nobody can see or remove what it made.",
+                retryable=True,
+            )
         try:
             async with asyncio.timeout(30):
                 observed = await self._backends[row.backend].inspect(row.id)
                 runs = observed is not None and observed.power is Power.RUNNING
                 # One that runs since before this daemon did: its policy is believed only once it reads back.
-                if runs and row.id not in self._policed and await self._network.verify(self._port(row)):
+                if runs and row.id not in self._policed and await self._network(row).verify(self._port(row)):
                     assert observed is not None
                     self._policed[row.id] = observed.end
         except (BackendError, NetworkError) as error:
@@ -183,7 +193,7 @@ class Interpreter:
             case plan.Resume():
                 await backend.resume(row.mark)
             case plan.Detach():
-                await self._network.detach(row.id)
+                await self._network(row).detach(row.id)
                 self._linked.discard(row.id)
             case plan.Destroy():
                 await self._destroy(row, backend)
@@ -197,7 +207,7 @@ class Interpreter:
         if row.network is not NetworkMode.OFF:
             self._linked.add(row.id)
         armed, expected = await asyncio.gather(
-            backend.arm(self._spec(row)), self._network.expect(self._port(row)), return_exceptions=True
+            backend.arm(self._spec(row)), self._network(row).expect(self._port(row)), return_exceptions=True
         )
         if isinstance(armed, BaseException):
             raise armed
@@ -214,7 +224,7 @@ class Interpreter:
             self._linked.add(row.id)
         end = seen.observed.end
         assert end is not None, "an armed sandbox has a place for its port to lead to"
-        await self._network.attach(port, end)
+        await self._network(row).attach(port, end)
         self._policed[row.id] = end
 
     async def _destroy(self, row: Sandbox, backend: Backend) -> None:
@@ -226,8 +236,11 @@ class Interpreter:
             raise
         self._policed.pop(row.id, None)
 
+    def _network(self, row: Sandbox) -> Network:
+        return self._networks[row.backend]
+
     def _port(self, row: Sandbox) -> Port:
-        return self._network.port(row.id, row.slot, row.network)
+        return self._network(row).port(row.id, row.slot, row.network)
 
     def _spec(self, row: Sandbox) -> SandboxSpec:
         networked = row.network is not NetworkMode.OFF
@@ -241,7 +254,7 @@ class Interpreter:
             network=row.network,
             port=self._port(row) if networked else None,
             hostname=row.name or row.id,
-            nameserver=str(self._network.resolver) if networked else None,
+            nameserver=str(self._network(row).resolver) if networked else None,
             nested_sandboxes=row.nested_sandboxes,
             source=row.source,
         )

@@ -45,27 +45,28 @@ class SandboxReconciler:
         clock: Clock,
         installation: InstallationId,
         backends: Mapping[str, Backend],
-        network: Network,
+        networks: Mapping[str, Network],
         interpreter: Interpreter,
         limits: Limits,
         wake: Wake,
         scope: TaskScope,
     ) -> None:
         self._database, self._clock, self._installation = database, clock, installation
-        self._backends, self._network, self._interpreter = backends, network, interpreter
+        self._backends, self._interpreter = backends, interpreter
+        self._networks = tuple({id(each): each for each in networks.values()}.values())
         self._limits, self._wake = limits, wake
         self._failures: Counter[SandboxId] = Counter()
         self._gate = asyncio.Semaphore(limits.provisions_parallel_max)
         self.workers: Workers[SandboxId] = Workers(scope, "sandbox", self._bring)
 
     async def tick(self) -> None:
-        """Observe everything once: one listing per backend, one of the network; wake what needs a step."""
-        linked = await self._check_network()
+        """Observe everything once: one listing per backend, one per network; wake what needs a step."""
+        linked = await self._check_networks()
         rows, unfinished = self._database.read(lambda tx: (sandboxes.living(tx), snapshots.unfinished(tx)))
         living = {row.id: row for row in rows}
         for orphan in sorted(linked - living.keys()):
             if orphan not in self.workers:
-                await self._detach_orphan(orphan)
+                await self._detach_orphan(orphan, linked[orphan])
         observed: dict[SandboxId, Observed] = {}
         answered: set[str] = set()
         for name, backend in self._backends.items():
@@ -176,27 +177,33 @@ class SandboxReconciler:
 
         self._database.write_soon(write)
 
-    async def _check_network(self) -> set[SandboxId]:
-        """The sandboxes for which the network holds something; none if it cannot be asked."""
-        try:
-            async with asyncio.timeout(30):
-                stood = await self._network.check()
-                linked = await self._network.list()
-        except (NetworkError, TimeoutError) as error:
-            log.error("the network could not be checked", extra={"cause": str(error)})
-            return set()
-        found = {SandboxId(each) for each in linked}
-        self._interpreter.set_linked(found)
-        if not stood:
-            self._interpreter.distrust_policies()
-            self._tell(facts.PolicyBroken(subject="network", detail="the base rules did not read back; applied again"))
-        return set(found)
+    async def _check_networks(self) -> dict[SandboxId, Network]:
+        """The sandboxes for which a network holds something, and which; none of one that cannot be asked."""
+        linked: dict[SandboxId, Network] = {}
+        answered = True
+        for network in self._networks:
+            try:
+                async with asyncio.timeout(30):
+                    stood = await network.check()
+                    found = await network.list()
+            except (NetworkError, TimeoutError) as error:
+                log.error("the network could not be checked", extra={"cause": str(error)})
+                answered = False
+                continue
+            linked |= {SandboxId(each): network for each in found}
+            if not stood:
+                self._interpreter.distrust_policies()
+                broken = "the base rules did not read back; applied again"
+                self._tell(facts.PolicyBroken(subject="network", detail=broken))
+        if answered:
+            self._interpreter.set_linked(set(linked))
+        return linked
 
-    async def _detach_orphan(self, orphan: SandboxId) -> None:
+    async def _detach_orphan(self, orphan: SandboxId, network: Network) -> None:
         self._tell(facts.OrphanFound(subject=orphan, what="a network link"))
         try:
             async with asyncio.timeout(30):
-                await self._network.detach(orphan)
+                await network.detach(orphan)
         except (NetworkError, TimeoutError) as error:
             log.error("an orphaned link could not be removed", extra={"sandbox": orphan, "cause": str(error)})
 
