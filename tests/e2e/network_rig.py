@@ -18,6 +18,8 @@ from agentlab.testing.frames import Forger, marker
 from agentlab.testing.netlab import NetLab, Place
 from agentlab.testing.taps import HeldTap, guest_behind
 
+REACH_TRIES_MAX = 10
+
 Answers = dict[str, tuple[str, str, str]]
 Newcomer = Callable[["Rig", Port], Awaitable[tuple[Place, LinkEnd]]]
 
@@ -108,6 +110,14 @@ def opened(answers: Answers) -> list[str]:
 async def tcp(rig: Rig, place: Place, address: str, port: int) -> str:
     """What NetLab.tcp says, without stopping the loop."""
     return await asyncio.to_thread(rig.lab.tcp, place, address, port)
+
+
+async def reached(rig: Rig, place: Place, address: str, port: int) -> str:
+    """The same where an answer has to come: on a busy machine it may need more than one try, a refusal is final."""
+    for _ in range(REACH_TRIES_MAX):
+        if (said := await tcp(rig, place, address, port)) != "silent":
+            return said
+    return "silent"
 
 
 async def link(name: str) -> str | None:

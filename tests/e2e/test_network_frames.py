@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from tests.e2e.network_rig import Rig, arrives, frames_of, send_frames, sniffing, tcp, where
+from tests.e2e.network_rig import Rig, arrives, frames_of, reached, send_frames, sniffing, tcp, where
 
 from agentlab.base import process
 from agentlab.testing.frames import LLDP, frame, mac_bytes, marker
@@ -72,7 +72,7 @@ async def test_arp_cannot_claim_anothers_address(rig: Rig) -> None:
 
     assert heard == []
     assert str(rig.second_port.address) not in await _believed(rig)
-    assert await tcp(rig, rig.second, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
+    assert await reached(rig, rig.second, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
 
 
 async def test_arp_does_claim_anothers_address_once_the_walls_are_gone(rig: Rig) -> None:
@@ -94,7 +94,7 @@ async def test_link_local_frames_teach_the_bridge_nothing(rig: Rig) -> None:
     await send_frames(rig, poison)
 
     assert await _learned(rig) == {rig.second_port.link}
-    assert await tcp(rig, rig.second, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
+    assert await reached(rig, rig.second, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
 
 
 async def test_link_local_frames_do_teach_a_bridge_without_walls(rig: Rig) -> None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 
 import pytest
-from tests.e2e.network_rig import Rig, frames_of, sniffing, tcp, where
+from tests.e2e.network_rig import Rig, frames_of, reached, sniffing, where
 
 from agentlab.model.network import NetworkMode, Port, Tap
 from agentlab.testing.frames import Forger, mac_bytes
@@ -91,7 +91,7 @@ async def test_nothing_that_a_guest_forges_arrives(rig: Rig, guest: WildGuest, f
     arrived = await _where(rig, guest, _forged(forger))
 
     assert arrived == {}
-    assert await tcp(rig, rig.second, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
+    assert await reached(rig, rig.second, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
     assert (await guest.run(f"print(ask({NetLab.INTERNET[0]!r}, 80))")).strip() == "open 192.168.50.2"
 
 

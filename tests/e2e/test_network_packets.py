@@ -15,7 +15,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
-from tests.e2e.network_rig import Rig, ask, cut_off, frames_of, link, opened, sniffing, tcp
+from tests.e2e.network_rig import Rig, ask, cut_off, frames_of, link, opened, reached, sniffing, tcp
 
 from agentlab.base import process
 from agentlab.base.clock import SystemClock
@@ -209,7 +209,7 @@ async def test_flushed_rules_are_noticed_and_the_wall_stands_again(rig: Rig) -> 
     assert not await rig.network.check()
 
     assert opened(await ask(rig, rig.first, NetLab.LAN)) == []
-    assert await tcp(rig, rig.first, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
+    assert await reached(rig, rig.first, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
     assert await rig.network.check()
 
 
@@ -315,7 +315,7 @@ async def test_when_the_rules_cannot_be_repaired_all_traffic_stops(
 
         assert opened(await ask(rig, rig.first, [*NetLab.LAN, *NetLab.INTERNET, *NetLab.HOST])) == []
     assert not await rig.network.check()
-    assert await tcp(rig, rig.first, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
+    assert await reached(rig, rig.first, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
 
 
 async def test_a_cancelled_attach_leaves_no_link(rig: Rig) -> None:
@@ -516,7 +516,7 @@ async def test_bridged_frames_in_the_ip_hooks_change_nothing(rig: Rig, value: st
         pytest.skip("this kernel has no br_netfilter")
     Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text(value)
 
-    assert await tcp(rig, rig.first, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
+    assert await reached(rig, rig.first, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
     assert opened(await ask(rig, rig.first, [*NetLab.LAN, *NetLab.HOST])) == []
 
 
@@ -528,7 +528,7 @@ async def test_fifty_sandboxes_at_once_are_all_attached(rig: Rig) -> None:
 
     found = await rig.network.list()
     assert all(found[port.sandbox] == port for port in ports)
-    assert await tcp(rig, sandboxes[-1][0], NetLab.INTERNET[0], 80) == "open 192.168.50.2"
+    assert await reached(rig, sandboxes[-1][0], NetLab.INTERNET[0], 80) == "open 192.168.50.2"
     await asyncio.gather(*(rig.network.detach(port.sandbox) for port in ports))
     assert set(await rig.network.list()) == {"sb-1", "sb-2"}
 

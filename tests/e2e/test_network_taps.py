@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from tests.e2e.network_rig import Rig, arrives, ask, frames_of, opened, sniffing, tcp
+from tests.e2e.network_rig import Rig, arrives, ask, frames_of, opened, reached, sniffing
 
 from agentlab.base import process
 from agentlab.model.network import NetworkMode, Port, Tap, Unplugged
@@ -75,7 +75,7 @@ async def test_a_vm_that_is_started_again_has_its_network_again(rig: Rig, port: 
     await rig.network.attach(port, Tap(again.index))
 
     assert await rig.network.verify(port)
-    assert await tcp(rig, place, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
+    assert await reached(rig, place, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
 
 
 async def test_a_vm_that_runs_on_after_it_was_detached_reaches_nothing(rig: Rig) -> None:
@@ -93,7 +93,7 @@ async def test_a_vm_that_was_detached_can_be_attached_again(rig: Rig) -> None:
 
     await rig.network.attach(rig.first_port, Tap(index))
 
-    assert await tcp(rig, rig.first, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
+    assert await reached(rig, rig.first, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
 
 
 async def test_a_tap_that_was_made_to_outlive_its_vm_is_removed(rig: Rig, port: Port, tap: HeldTap) -> None:
@@ -255,7 +255,7 @@ async def test_headers_that_make_no_sense_harm_nobody(rig: Rig, port: Port, tap:
     with sniffing(rig.lab, rig.lab.world, "lan0") as world:
         tap.send(honest)
         assert await arrives(world, marker(honest))
-    assert await tcp(rig, rig.second, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
+    assert await reached(rig, rig.second, NetLab.INTERNET[0], 80) == "open 192.168.50.2"
     assert await rig.network.check()
 
 
