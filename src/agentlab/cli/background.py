@@ -160,7 +160,7 @@ def _destroy_all(screen: Screen, connection: Connection, wait_s: float) -> None:
         connection.call("jobs.cancel", job=row["id"])
     rows = connection.call("sandboxes.list", limit=1000)["items"]
     if rows and not screen.json:
-        screen.note(f"  destroying {len(rows)} sandboxes …")
+        screen.note(f"  destroying {len(rows)} {'sandbox' if len(rows) == 1 else 'sandboxes'} …")
     for row in rows:
         connection.call("sandboxes.destroy", sandbox=row["id"])
     began = SystemClock().monotonic()

@@ -63,6 +63,11 @@ def cell(value: Any) -> str:
     return "-" if value in (None, "", []) else one_line(str(value), CELL_LENGTH_MAX)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 commit`, `2 commits`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def width(text: str) -> int:
     """Columns of a terminal that `text` takes."""
     return sum(

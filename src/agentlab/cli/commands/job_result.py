@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from agentlab.cli import complete
-from agentlab.cli.render import age, cell
+from agentlab.cli.render import age, cell, counted
 from agentlab.cli.screen import Screen
 from agentlab.cli.shape import Command, screen_of
 from agentlab.errors import PermissionMissing, ResultMissing
@@ -74,7 +74,7 @@ def apply_job(screen: Screen, connection: Any, row: Any, clone: Path, branch: st
     if screen.json:
         screen.emit({"job": row["id"], "clone": str(clone), "branch": applied.branch, "commit": applied.commit})
         return
-    screen.line(f"branch {applied.branch} at {applied.commit[:12]} in {clone}: {applied.commits} commits")
+    screen.line(f"branch {applied.branch} at {applied.commit[:12]} in {clone}: {counted(applied.commits, 'commit')}")
     if applied.summary:
         screen.line(f"  {applied.summary}")
     if expected and expected != applied.commit:

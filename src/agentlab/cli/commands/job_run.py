@@ -160,7 +160,7 @@ def _tell_result(screen: Screen, connection: Any, row: Any) -> None:
     if screen.json:
         screen.emit(row)
         return
-    from agentlab.cli.render import between
+    from agentlab.cli.render import between, counted
 
     result = row["result"] or {}
     color = "green" if row["state"] == "succeeded" else "red"
@@ -173,12 +173,11 @@ def _tell_result(screen: Screen, connection: Any, row: Any) -> None:
         screen.note(f"  not brought back: {cell(skipped)}")
     files = [each for each in connection.call("jobs.artifacts", job=row["id"])["items"] if each["kind"] == "file"]
     if _has_work(row):
-        changed = f"{result['files_changed']} files changed, +{result['lines_added']} -{result['lines_removed']}"
-        screen.note(f"  {changed}\n\n  agentlab job diff {row['id']}\n  agentlab job apply {row['id']} --to CLONE")
+        screen.note(f"\n  agentlab job diff {row['id']}\n  agentlab job apply {row['id']} --to CLONE")
     else:
         screen.note("  no commits came back")
     if files:
-        screen.note(f"  agentlab job download {row['id']}     ({len(files)} artifacts)")
+        screen.note(f"  agentlab job download {row['id']}     ({counted(len(files), 'artifact')})")
 
 
 def _ended(row: Any) -> JobEnded:
