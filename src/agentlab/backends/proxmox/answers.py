@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from agentlab.backends.proxmox.wording import plain
 from agentlab.base.text import one_line
 
 CAUSE_LENGTH_MAX = 600  # of what Proxmox VE said, in one message
@@ -33,11 +34,16 @@ class ProxmoxError(Exception):
         self.errors, self.method, self.path = dict(errors), method, path
 
     @property
-    def words(self) -> str:
-        """What was said, in one line: the message, which may say more than the reason, and the fields."""
+    def text(self) -> str:
+        """All that was said: the message, which may say more than the reason, and the fields."""
         said = self.message if self.message.strip() else self.reason
         fields = "; ".join(f"{key}: {value.strip()}" for key, value in sorted(self.errors.items()))
-        return one_line(f"{said.strip()} {fields}" if fields else said, CAUSE_LENGTH_MAX)
+        return f"{said.strip()} {fields}" if fields else said.strip()
+
+    @property
+    def words(self) -> str:
+        """The same in one bounded line, for people."""
+        return plain(self.text, CAUSE_LENGTH_MAX)
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}: {self.status} {self.words}"
