@@ -1,4 +1,4 @@
-"""The connections to one endpoint: opened after its certificate was verified, kept alive, never used twice wrongly."""
+"""The connections to one endpoint: verified before a header is sent, kept alive, and what broke them told apart."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from agentlab.backends.proxmox.lanes import CallClass
 from agentlab.backends.proxmox.request import Request
 from agentlab.base.text import one_line
 
-CONNECT_S_MAX = 5.0
+CONNECT_S_MAX = 5.0  # for TCP and TLS, each
 KEEPALIVE_S = 3.0  # the server closes after 5 s of silence; below that, so that no call meets a closing connection
-ANSWER_BYTES_MAX = 32 << 20
+ANSWER_BYTES_MAX = 32 << 20  # of one answer
 UPLOAD_SILENCE_S_MAX = 120.0  # without a byte's progress
 
 

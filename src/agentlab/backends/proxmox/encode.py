@@ -20,7 +20,7 @@ Params = Mapping[str, Value]
 
 SMBIOS_CHARACTERS_MAX = 512  # of the whole property `smbios1`
 SMBIOS_SERIAL_BYTES_MAX = 339  # what fits into that beside a uuid, before base64
-DESCRIPTION_CHARACTERS_MAX = 8192
+DESCRIPTION_CHARACTERS_MAX = 8192  # characters, not bytes
 BODY_BYTES_MAX = 512 << 10  # the server refuses a larger body that is not an upload
 
 _PATH_SAFE = ":@"  # everything else is quoted: the `!` of a token's UPID, the `/` of a volume's name

@@ -89,7 +89,7 @@ TEXTS: tuple[tuple[str, Kind], ...] = (
     (r"migration (aborted|problems)|broken pipe\s*$|Cluster join aborted", Kind.CUT_OFF),
     (r"Image is not in|invalid VMDK|'tar -t -f /var/tmp/pveupload", Kind.BAD_IMAGE),
     (r"got timeout|Timeout while waiting|timed out", Kind.TIMEOUT),
-    (r"does not exist|failed to stat|[Nn]o such (user|token|file)|undefined type|can't open '", Kind.MISSING),
+    (r"does not exist|failed to stat|[Nn]o such|undefined type|can't open '", Kind.MISSING),
     (r"does not support|is not supported|has not been found|cannot be (modified|deleted)", Kind.UNSUPPORTED),
     (r"not allowed for|can't convert a template|because VM contains snapshots|is too short", Kind.PARAMETER),
     (r"incomplete snapshot|incompatible '", Kind.UNSUPPORTED),

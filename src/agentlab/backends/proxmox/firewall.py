@@ -18,7 +18,6 @@ from agentlab.model.network import BLOCKED_NETWORKS, NetworkMode
 
 IPSET = "ipfilter-net0"  # its members are the only addresses that the first network card may use
 ADDRESSES_CHARACTERS_MAX = 512  # of a rule's destination
-RULES_READ_MAX = 200  # a VM with more is not one of ours
 EVERYWHERE = "0.0.0.0/0"
 
 # The option's default, where it has another meaning to leave it out than what we want, is another value.

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-CALLS_PER_NODE_MAX = 4
+CALLS_PER_NODE_MAX = 4  # in flight at once
 AGENT_CALLS_PER_NODE_MAX = 2  # each blocks a worker for up to 5 s, so that they must not fill the lane
-UPLOADS_PER_NODE_MAX = 1
+UPLOADS_PER_NODE_MAX = 1  # beside the other calls
 
 
 class CallClass(enum.Enum):

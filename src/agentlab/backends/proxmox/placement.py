@@ -15,7 +15,7 @@ from agentlab.base.units import format_bytes
 
 # Storages that can clone a template's disk by reference.  A directory can if the disk is qcow2, as ours are.
 LINKED_CLONE_TYPES = frozenset({"dir", "nfs", "cifs", "glusterfs", "btrfs", "cephfs", "lvmthin", "zfspool", "rbd"})
-REASONS_TOLD_MAX = 12
+REASONS_TOLD_MAX = 12  # nodes, in one explanation
 
 
 class Strategy(enum.Enum):

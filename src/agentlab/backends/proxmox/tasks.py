@@ -22,7 +22,7 @@ POLL_S_MAX = 1.0  # the pause to which it grows
 POLL_GROWTH = 1.4
 LISTING_FROM = 3  # so many tasks waited for on one node are looked at by one call
 LISTING_S_MAX = 0.2  # how old that look may be, for whoever looks next
-LISTED_TASKS_MAX = 500
+LISTED_TASKS_MAX = 500  # of a node
 LOG_LINES_MAX = 8  # of a failed task's log, from its end
 LOG_LINES_ASKED = 50
 

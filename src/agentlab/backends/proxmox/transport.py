@@ -22,8 +22,9 @@ from agentlab.base.secret import Secret
 
 log = logging.getLogger(__name__)
 
-RETRIES_MAX = 3
+RETRIES_MAX = 3  # of a GET
 RETRY_PAUSE_S = (0.2, 0.8, 2.4)  # each varied by half
+RETRIES_S_MAX = 30.0  # after so long nothing is tried again: whoever asked has waited enough
 
 # From sending to the end of the answer.  A node's proxy gives up on another node after 30 s; its own words say more
 # than our silence does, so what may take long waits a little longer than it.
@@ -33,6 +34,7 @@ CALL_S_MAX: Mapping[CallClass, float] = {
     CallClass.AGENT: 35.0,
     CallClass.UPLOAD: 6 * 3600.0,
 }
+UPLOAD_PRIVILEGE = "Datastore.AllocateTemplate"
 _PASSING = frozenset({502, 503, 504, 595, 596, 597, 598, 599})  # of the proxies between us and the node
 _TOKEN_ID = re.compile(r"[^\s!=:/]+@[A-Za-z0-9_.-]+![A-Za-z0-9_.-]+")
 
@@ -73,7 +75,7 @@ class Transport:
         """
         self._endpoints = Endpoints(endpoints, clock)
         self._connections = {each: Connection(each, trust) for each in endpoints}
-        self._authorization, self._entropy = authorization, entropy
+        self._authorization, self._clock, self._entropy = authorization, clock, entropy
         self._lanes, self._call_s_max = Lanes(calls_per_node_max), call_s_max
         self.troubles: dict[Endpoint, str] = {}  # why an endpoint is not in use, until it is again
         self.calls_sent = 0
@@ -111,6 +113,7 @@ class Transport:
 
         Never tried twice once a byte was sent.  Raises ProxmoxError, OSError for the file, ValueError for its name.
         """
+        await self._require_upload(storage)
         size = upload.file.stat().st_size
         path = encode.path("nodes", node, "storage", storage, "upload")
         request = Request(
@@ -123,18 +126,36 @@ class Transport:
         )
         return (await self._asked(request, node))["data"]
 
+    async def _require_upload(self, storage: str) -> None:
+        """Ask first whether it is allowed.
+
+        The server refuses an upload while the file is on its way, and resets the connection: its reason gets lost.
+        """
+        where = f"/storage/{storage}"
+        permissions = await self.call("GET", "/access/permissions", {"path": where})
+        held = permissions.get(where) if isinstance(permissions, Mapping) else None
+        if not isinstance(held, Mapping) or UPLOAD_PRIVILEGE not in held:
+            raise ProxmoxError(
+                status=403,
+                reason=f"Permission check failed ({where}, {UPLOAD_PRIVILEGE})",
+                method="POST",
+                path=f"{where}/upload",
+            )
+
     async def close(self) -> None:
         """Close all connections."""
         for connection in self._connections.values():
             await connection.close()
 
     async def _asked(self, request: Request, node: str | None) -> Mapping[str, object]:
+        began = self._clock.monotonic()
         for tries in range(RETRIES_MAX + 1):
             try:
                 async with self._lanes.of(node or request.node, request.call):
                     return await self._over_endpoints(request)
             except ProxmoxError as error:
-                if tries == RETRIES_MAX or not _may_retry(request.method, error):
+                late = self._clock.monotonic() - began > RETRIES_S_MAX
+                if late or tries == RETRIES_MAX or not _may_retry(request.method, error):
                     raise
                 log.debug("call is tried again", extra={"cause": str(error)})
             await sleep(RETRY_PAUSE_S[tries] * (0.5 + self._entropy.fraction()))
