@@ -19,7 +19,7 @@ from agentlab.base.clock import Clock, sleep
 
 POLL_S_FIRST = 0.06
 POLL_S_MAX = 1.0  # the pause to which it grows
-POLL_GROWTH = 1.4
+POLL_FRACTION = 0.15  # of the time waited so far is the next pause, so that an end is noticed at most so much later
 LISTING_FROM = 3  # so many tasks waited for on one node are looked at by one call
 LISTING_S_MAX = 0.2  # how old that look may be, for whoever looks next
 LISTED_TASKS_MAX = 500  # of a node
@@ -110,12 +110,12 @@ class Tasks:
         Looks after 60 ms, then ever more seldom, at last once a second.  Raises Unavailable when `limit_s` is over:
         the task goes on; and BackendError if the task is not known or may not be seen.  Cancelling leaves it running.
         """
-        began, pause, trouble = self._clock.monotonic(), POLL_S_FIRST, ""
+        began, trouble = self._clock.monotonic(), ""
         self._waiting[upid.node] = self._waiting.get(upid.node, 0) + 1
         try:
             while (left := began + limit_s - self._clock.monotonic()) > 0:
+                pause = max(POLL_S_FIRST, min((limit_s - left) * POLL_FRACTION, POLL_S_MAX))
                 await sleep(min(pause, left))
-                pause = min(pause * POLL_GROWTH, POLL_S_MAX)
                 try:
                     exit_status = await self._ended(upid)
                 except ProxmoxError as error:

@@ -111,7 +111,15 @@ def test_a_long_task_is_asked_for_at_most_once_a_second() -> None:
     times = world.times("/status")
     assert end.ok
     assert end.took_s < 121.1
-    assert max(sum(1 for other in times if at <= other < at + 1) for at in times[10:]) == 1
+    assert max(sum(1 for other in times if at <= other < at + 1) for at in times if at > 8) == 1
+
+
+@pytest.mark.parametrize("took_s", [0.13, 0.29, 1.6, 2.2, 5.0])
+def test_an_end_is_noticed_within_a_sixth_of_the_tasks_time(took_s: float) -> None:
+    end, world, _ = played(lambda tasks, _: tasks.wait(upid(), 60), {upid(): (took_s, "OK")})
+
+    assert end.took_s - took_s < 0.1 + took_s / 6
+    assert len(world.asked) < 30
 
 
 def test_warnings_are_success_with_a_note() -> None:
