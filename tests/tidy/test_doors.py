@@ -73,6 +73,7 @@ STREAMS = frozenset(
 )  # fmt: skip
 STREAM_DOORS = {
     "agentlab.api.guest": "guests connect to its socket",
+    "agentlab.backends.proxmox.certificate": "asks a server for its certificate before anything is sent to it",
     "agentlab.backends.qemu.control": "connects to the control port of a VM",
     "agentlab.network.resolver": "answers sandboxes' questions for names",
 }

@@ -68,3 +68,4 @@ def configure(form: str, level: str, redaction: Redaction, stream: TextIO | None
     root.setLevel(level.upper())
     logging.getLogger("uvicorn").setLevel("WARNING")
     logging.getLogger("asyncio").setLevel("WARNING")
+    logging.getLogger("httpx2").setLevel("WARNING")  # at "info" it tells of every request
