@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from agentlab.backends.interface import Command, Refused, Unavailable
-from agentlab.backends.qemu.channels import GuestStream
-from agentlab.backends.qemu.control import Control, Identity
+from agentlab.backends.link.channels import GuestStream
+from agentlab.backends.link.control import Control, Identity
 from agentlab.base.tasks import TaskScope
 from agentlab.testing.resident_process import ResidentProcess, nobody, resident_process
 from agentlab_guest import mux, orders

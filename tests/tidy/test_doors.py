@@ -73,7 +73,7 @@ STREAMS = frozenset(
 )  # fmt: skip
 STREAM_DOORS = {
     "agentlab.api.guest": "guests connect to its socket",
-    "agentlab.backends.qemu.control": "connects to the control port of a VM",
+    "agentlab.backends.link.control": "connects to the control port of a VM",
     "agentlab.network.resolver": "answers sandboxes' questions for names",
 }
 PROGRAMS = frozenset(

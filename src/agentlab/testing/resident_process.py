@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentlab.backends.qemu.channels import GuestStream
-from agentlab.backends.qemu.control import Control
+from agentlab.backends.link.channels import GuestStream
+from agentlab.backends.link.control import Control
 from agentlab.base.clock import sleep
 from agentlab.base.process import ended, start
 from agentlab.base.pyz import build_guest_pyz

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from agentlab.backends.interface import Command, Refused, Unavailable
-from agentlab.backends.qemu.channels import Channel, GuestStream, Link, LinkGone
-from agentlab.backends.qemu.execution import START_S_MAX, VmExecution, failure
+from agentlab.backends.link.channels import Channel, GuestStream, Link, LinkGone
+from agentlab.backends.link.execution import START_S_MAX, VmExecution, failure
 from agentlab.base.tasks import TaskScope
 from agentlab_guest import orders
 
