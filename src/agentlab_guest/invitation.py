@@ -68,7 +68,8 @@ def parse(raw: bytes) -> Invitation:
     if len(raw) > INVITATION_BYTES_MAX:
         raise Malformed("longer than an invitation")
     found = parse_object(raw)
-    if found.pop("v", None) != VERSION:
+    version = found.pop("v", None)
+    if type(version) is not int or version != VERSION:
         raise Malformed(f"not of version {VERSION}")
     values = checked(found, _SHAPE, "invitation")
     return Invitation(**{name: values[key] for key, name in _KEYS.items()})

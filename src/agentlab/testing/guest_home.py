@@ -44,8 +44,8 @@ class GuestHome:
         """Where it listens, or did."""
         return self._port
 
-    async def begin(self, relay: Relay = nobody) -> Guests:
-        """A daemon; the one before, if there is one, ends first."""
+    async def begin(self, relay: Relay = nobody, **more: Any) -> Guests:
+        """A daemon; the one before, if there is one, ends first.  `more` are settings of `Guests`."""
         await self.end()
         clock, entropy = SystemClock(), SystemEntropy()
         self._guests = Guests(
@@ -55,6 +55,7 @@ class GuestHome:
             replayed=self._alarm,
             clock=clock,
             entropy=entropy,
+            **more,
         )
         await self._guests.start(self.host, self._port)
         self._port = self._guests.address[1]

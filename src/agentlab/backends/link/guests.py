@@ -13,7 +13,7 @@ from agentlab.backends.link.certificate import Certificate
 from agentlab.backends.link.control import Control, Nic, Relay
 from agentlab.backends.link.doorstep import Doorstep
 from agentlab.backends.link.invitations import INVITATION_TTL_S, Invitations, Verdict
-from agentlab.backends.link.listener import Afterwards, Listener
+from agentlab.backends.link.listener import ENTER_S_MAX, Afterwards, Listener
 from agentlab.base.clock import Clock
 from agentlab.base.entropy import Entropy
 from agentlab.base.tasks import TaskScope
@@ -56,10 +56,13 @@ class Guests:
         replayed: Replayed,
         clock: Clock,
         entropy: Entropy,
+        enter_s_max: float = ENTER_S_MAX,
     ) -> None:
         self._invitations, self._certificate = invitations, certificate
         self._relay, self._replayed, self._entropy = relay, replayed, entropy
-        self._listener = Listener(context=certificate.context(), enter=self._enter, clock=clock)
+        self._listener = Listener(
+            context=certificate.context(), enter=self._enter, enter_s_max=enter_s_max, clock=clock
+        )
         self._scope = TaskScope("guests")
         self._guests: dict[SandboxId, _Guest] = {}
 

@@ -34,11 +34,11 @@ Enter = Callable[[Doorstep], Awaitable[Afterwards | None]]
 class Listener:
     """Takes connections from `start` to `stop`; each is a child of its own scope.
 
-    `enter` decides about a connection within ENTER_S_MAX, and returns what to do with it afterwards, or None to end it.
+    `enter` decides about a connection within `enter_s_max`, and returns what to do with it afterwards, or None: end it.
     """
 
-    def __init__(self, *, context: ssl.SSLContext, enter: Enter, clock: Clock) -> None:
-        self._context, self._enter = context, enter
+    def __init__(self, *, context: ssl.SSLContext, enter: Enter, enter_s_max: float, clock: Clock) -> None:
+        self._context, self._enter, self._enter_s_max = context, enter, enter_s_max
         self._crowd = Crowd(clock)
         self._remarks = Pace(clock, per_s=REMARKS_PER_S_MAX, burst=REMARKS_BURST_MAX)
         self._scope = TaskScope("guest listener")
@@ -102,7 +102,7 @@ class Listener:
         step = Doorstep()
         goes_on: Afterwards | None = None
         try:
-            async with asyncio.timeout(ENTER_S_MAX):
+            async with asyncio.timeout(self._enter_s_max):
                 await self._secured(made, step)
                 goes_on = await self._enter(step)
         except (OSError, Malformed) as error:  # also TLS that failed, and a time-out
