@@ -98,6 +98,15 @@ def is_ours(config: Mapping[str, object], mark: Mark, recorded: Recorded | None,
     return _verdict(Whose.FOREIGN, f"VM {vmid} bears {said}, and not the uuid of {mark.sandbox}")
 
 
+def is_foreign(config: Mapping[str, object], mark: Mark, recorded: Recorded) -> bool:
+    """Whether nothing of a VM with our number is ours: ours is gone, and its number was given to somebody else.
+
+    What bears our mark beside another uuid is not that: somebody has changed or restored it, and must decide.
+    """
+    whose = is_ours(config, mark, recorded, recorded.vmid).whose
+    return whose is Whose.FOREIGN and read_mark(str(config.get("description") or "")) != mark
+
+
 def parse_uuid(config: Mapping[str, object]) -> str:
     """The uuid of a config, in lower case; empty if it has none."""
     try:
