@@ -22,7 +22,9 @@ class NoWay(Exception):
     """There is neither, and what was found instead."""
 
 
-def find(device: str, serial: str | None, run_dir: str, reactor: Reactor, *, machine: bool) -> Port:
+def find(
+    device: str, serial: str | None, run_dir: str, reactor: Reactor, *, machine: bool, looks_max: int = LOOKS_MAX
+) -> Port:
     """The way home, waited for; the network it needs is set up.  Raises NoWay, StepFailed.
 
     `serial` is the file that may hold an invitation; without one, `device` is made where it is not.  Without `machine`
@@ -31,7 +33,7 @@ def find(device: str, serial: str | None, run_dir: str, reactor: Reactor, *, mac
     if serial is None:
         return DevicePort(device, reactor) if is_port(device) else SocketPort(device, reactor)
     remark = ""
-    for _ in range(LOOKS_MAX):
+    for _ in range(looks_max):
         if is_port(device):
             return DevicePort(device, reactor)
         invitation, remark = _invited(serial)

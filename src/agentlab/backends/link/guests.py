@@ -12,10 +12,17 @@ from agentlab.backends.interface import BackendError, Unavailable
 from agentlab.backends.link.certificate import Certificate
 from agentlab.backends.link.control import Control, Nic, Relay
 from agentlab.backends.link.doorstep import Doorstep
-from agentlab.backends.link.invitations import INVITATION_TTL_S, Invitations, Verdict
-from agentlab.backends.link.listener import ENTER_S_MAX, Afterwards, Listener
+from agentlab.backends.link.invitations import INVITATION_TTL_S, Admission, Invitations, Verdict
+from agentlab.backends.link.listener import (
+    ENTER_S_MAX,
+    REMARKS_BURST_MAX,
+    REMARKS_PER_S_MAX,
+    Afterwards,
+    Listener,
+)
 from agentlab.base.clock import Clock
 from agentlab.base.entropy import Entropy
+from agentlab.base.pace import Pace
 from agentlab.base.tasks import TaskScope
 from agentlab.model.ids import SandboxId
 from agentlab_guest.invitation import Invitation
@@ -44,7 +51,7 @@ class _Guest:
 class Guests:
     """The guests of one installation.  `replayed` is told a sandbox whose token somebody tried to redeem again.
 
-    It may be told more than once of the same, must be quick, and need not fear who calls.
+    It is told of an invitation once, or a few times if tries come together or a daemon begins anew, and must be quick.
     """
 
     def __init__(
@@ -65,6 +72,8 @@ class Guests:
         )
         self._scope = TaskScope("guests")
         self._guests: dict[SandboxId, _Guest] = {}
+        self._told: dict[SandboxId, str] = {}  # of whose replay, by the standing of the invitation
+        self._remarks = Pace(clock, per_s=REMARKS_PER_S_MAX, burst=REMARKS_BURST_MAX)  # a guest may come all the time
 
     @property
     def address(self) -> tuple[str, int]:
@@ -118,6 +127,7 @@ class Guests:
         await self._invitations.revoke(sandbox)
         await self._part(sandbox, "")
         self._guests.pop(sandbox, None)
+        self._told.pop(sandbox, None)
 
     def linked(self, sandbox: SandboxId) -> Control | None:
         """The sandbox's guest program, if it is connected now."""
@@ -157,7 +167,7 @@ class Guests:
             step.say(Refused(code="busy", message="the daemon cannot note that now"))
             return None
         if not admission.let_in:
-            await self._turned_away(sandbox, admission.verdict)
+            await self._turned_away(sandbox, admission)
             step.say(Refused(code=admission.verdict.value, message=_SAID[admission.verdict]))
             return None
         credential = admission.credential
@@ -169,13 +179,19 @@ class Guests:
         transport = step.cleared()
         return lambda: self._link(sandbox, admission.standing, transport)
 
-    async def _turned_away(self, sandbox: SandboxId, verdict: Verdict) -> None:
+    async def _turned_away(self, sandbox: SandboxId, admission: Admission) -> None:
         if sandbox not in self._invitations:
             return  # not a name of ours: nothing is kept of it
-        log.warning("guest was not let in", extra={"sandbox": sandbox, "verdict": verdict.value})
+        verdict = admission.verdict
+        self._remark("guest was not let in", sandbox, verdict.value)
         self._guests.setdefault(sandbox, _Guest()).remark = f"it was not let in: {_SAID[verdict]}"
-        if verdict is Verdict.SPENT:
+        if verdict is Verdict.SPENT and self._told.get(sandbox) != admission.standing:
             await self._replayed(sandbox)
+            self._told[sandbox] = admission.standing
+
+    def _remark(self, phrase: str, sandbox: SandboxId, cause: str) -> None:
+        if self._remarks.allows():
+            log.info(phrase, extra={"sandbox": sandbox, "cause": cause})
 
     async def _link(self, sandbox: SandboxId, standing: str, transport: asyncio.Transport) -> None:
         token = bytes.fromhex(self._entropy.token(32))
@@ -184,7 +200,7 @@ class Guests:
                 transport, token=token, scope=self._scope, relay=self._relay, timeout_s=GREET_S_MAX
             )
         except BackendError as error:
-            log.warning("guest was let in and did not answer", extra={"sandbox": sandbox, "cause": error.cause})
+            self._remark("guest was let in and did not answer", sandbox, error.cause)
             return
         cause = ""
         try:
@@ -195,7 +211,7 @@ class Guests:
             guest = self._guests.setdefault(sandbox, _Guest())
             guest.control = control
             guest.changed.set()
-            log.info("guest is linked", extra={"sandbox": sandbox, "version": control.hello.version})
+            self._remark("guest is linked", sandbox, "")
             await control.wait_closed()
             cause = f"its connection ended: {control.cause}"
         finally:
