@@ -158,6 +158,8 @@ async def _users(call: Call) -> Any:
         realm = name.rpartition("@")[2]
         if realm in REALMS:
             row["realm-type"] = realm
+        if "comment" in user.facts:
+            row.setdefault("email", "")  # the file of users has a column for it
         if call.values.get("full"):
             row |= {"groups": "", "tokens": [_token_row(each, token) for each, token in user.tokens.items()] or None}
         rows.append(row)

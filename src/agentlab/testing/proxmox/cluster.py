@@ -55,7 +55,7 @@ class Cluster:
         self.stores: dict[str, Store] = {}
         self.vms: dict[int, Vm] = {}
         self.access = Access(self.major, entropy)
-        self.tasks = TaskBoard(clock, scope)
+        self.tasks = TaskBoard(clock, scope, self.spend)
         self.locks = Locks()
         self.faults = Faults()
         self.firewall = Firewall()

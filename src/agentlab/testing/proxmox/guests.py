@@ -148,6 +148,7 @@ class _Guest:
     machine: GuestMachine
     since: float
     paused: bool = False
+    woken: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
     results: dict[int, tuple[float, int, bytes, bytes]] = field(default_factory=dict)
     pid: int = 400
@@ -171,8 +172,8 @@ class SimulatedGuests:
     guests: dict[int, _Guest] = field(default_factory=dict)
 
     async def started(self, machine: GuestMachine) -> None:
-        since = self.clock.monotonic() - (self.boot_s if machine.config.get("vmstate") else 0)
-        self.guests[machine.vmid] = _Guest(machine=machine, since=since)
+        woken = "vmstate" in machine.config
+        self.guests[machine.vmid] = _Guest(machine=machine, since=self.clock.monotonic(), woken=woken)
 
     async def stopped(self, vmid: int) -> None:
         self.guests.pop(vmid, None)
@@ -185,7 +186,7 @@ class SimulatedGuests:
 
     async def reset(self, vmid: int) -> None:
         if vmid in self.guests:
-            self.guests[vmid].since = self.clock.monotonic()
+            self.guests[vmid].since, self.guests[vmid].woken = self.clock.monotonic(), False
 
     async def paused(self, vmid: int) -> None:
         self.guests[vmid].paused = True
@@ -229,7 +230,9 @@ class SimulatedGuests:
 
     def _up(self, vmid: int) -> bool:
         guest = self.guests.get(vmid)
-        return guest is not None and self.boots(guest.machine) and self.clock.monotonic() - guest.since >= self.boot_s
+        if guest is None or not self.boots(guest.machine):
+            return False
+        return guest.woken or self.clock.monotonic() - guest.since >= self.boot_s
 
 
 def _exec(host: SimulatedGuests, guest: _Guest, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ class Latency:
     """Seconds, from and to; a kind of work that is not named takes none.
 
     `work` is keyed by the type of a task (qmclone holds the storage's lock meanwhile) or by `call` (every call),
-    `agent` (a call to an agent that answers), `agent-absent` (to one that does not), `exec-missing`, `unplug`.
+    `fork` and `reap` (until a worker works, and until it is gone), `agent` (a call to an agent that answers),
+    `agent-absent` (to one that does not), `exec-missing`, `unplug`.
     """
 
     work: Mapping[str, Span] = field(default_factory=dict)
@@ -38,6 +39,8 @@ class Latency:
         return cls(
             work={
                 "call": (0.008, 0.03),
+                "fork": (0.002, 0.01),
+                "reap": (0.02, 0.05),
                 "qmclone": (0.3, 1.0),
                 "qmconfig": (0.03, 0.08),
                 "config": (0.01, 0.02),

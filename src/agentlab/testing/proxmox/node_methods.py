@@ -126,7 +126,7 @@ async def _drop_interface(call: Call) -> Any:
     shown = dict(node.interfaces if node.pending_interfaces is None else node.pending_interfaces)
     if shown.pop(name, None) is None:
         raise invalid({"iface": "interface does not exist"})
-    node.pending_interfaces = None if shown == node.interfaces else shown
+    node.pending_interfaces = shown  # which stays, even if it says what is there already
 
 
 async def _revert_network(call: Call) -> Any:
@@ -134,6 +134,9 @@ async def _revert_network(call: Call) -> Any:
 
 
 async def _apply_network(call: Call) -> Any:
+    if (error := _node(call).reload_error) is not None:
+        raise Refused(error)
+
     async def work(task: Task) -> None:
         await call.cluster.spend("reload")
         node = call.cluster.nodes[call.node]
@@ -191,7 +194,9 @@ async def _tasks(call: Call) -> Any:
         if task.node == call.node and _may_read(call, task) and _wanted(values, task)
     ]
     first, limit = values.get("start", 0), values.get("limit", TASKS_LISTED)
-    return Reply(data=[_row(task) for task in found[first : first + limit]], beside={"total": len(found)})
+    return Reply(
+        data=[_row(task) for task in found[first : first + limit]], beside={"total": len(found)} if found else {}
+    )
 
 
 def _wanted(values: dict[str, Any], task: Task) -> bool:

@@ -44,7 +44,7 @@ def _with_members(call: Call, name: str) -> dict[str, Any]:
         raise Refused(f"pool '{name}' does not exist")
     list(views.vm_resources(call.cluster, call.caller))  # what is published is shown here too
     vms = [call.cluster.vms[vmid] for vmid in sorted(pool.vms) if vmid in call.cluster.vms]
-    members = [views.vm_resource(call.cluster, vm, with_pool=False) for vm in vms]
+    members = [views.vm_resource(call.cluster, vm, marks=False) for vm in vms]
     for store in (call.cluster.stores[each] for each in sorted(pool.storages) if each in call.cluster.stores):
         members += [views.store_row(call.cluster, store, node) for node in call.cluster.nodes]
     return _row(name, pool) | {"members": members}

@@ -130,8 +130,11 @@ def _drop(call: Call, what: str, name: str) -> None:
 
 async def _apply(call: Call) -> Any:
     async def work(task: Task) -> None:
-        for name in call.cluster.nodes:
+        for name, node in call.cluster.nodes.items():
             task.log(f"{name}: reloading network config")
+            if node.reload_error is not None:  # noted, and the task ends well all the same
+                command = f"pvesh set /nodes/{name}/network --regenerate-frr 0"
+                task.lines += [node.reload_error, f"command '{command}' failed: exit code 255"]
         await call.cluster.spend("reload")
         sdn = call.cluster.sdn
         sdn.applied = {what: copy.deepcopy(getattr(sdn, what)) for what in _IDS}
@@ -140,13 +143,13 @@ async def _apply(call: Call) -> Any:
 
 
 async def _node_zones(call: Call) -> Any:
-    zones = call.cluster.sdn.zones
-    rows = [
-        {"zone": name, "status": "available" if name in call.cluster.sdn.applied["zones"] else "pending"}
+    zones, applied = call.cluster.sdn.zones, call.cluster.sdn.applied["zones"]
+    error = call.cluster.nodes[call.node].reload_error
+    return [
+        {"zone": name, "status": "available" if name in applied and error is None else "pending"}
         for name in zones
         if call.has(f"/sdn/zones/{name}", "SDN.Audit", "SDN.Allocate", "SDN.Use")
     ]
-    return rows
 
 
 async def _overview(call: Call) -> Any:

@@ -67,6 +67,7 @@ class Vm:
     pid: int = 0
     started: float = 0.0  # by the monotonic clock
     stopped: float | None = None
+    booted: bool = True  # by its firmware, not from a saved memory
     firewall: Firewall = field(default_factory=Firewall)
     published: dict[str, Any] | None = None  # what /cluster/resources has learned of it
 
@@ -101,6 +102,7 @@ class Node:
     pending_interfaces: dict[str, dict[str, Any]] | None = None
     hidden_bridges: frozenset[str] = frozenset()
     fingerprint: str = ":".join(["00"] * 32)
+    reload_error: str | None = None  # why its network cannot be reloaded
 
 
 @dataclass(slots=True, kw_only=True)

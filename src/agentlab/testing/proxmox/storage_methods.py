@@ -140,6 +140,8 @@ async def _content(call: Call) -> Any:
     for volume in sorted(store.on(call.node).values(), key=lambda volume: volume.name):
         if kind not in (None, volume.content) or (volume.vmid is not None and vmid not in (None, volume.vmid)):
             continue
+        if vmid is not None and volume.content in ("iso", "vztmpl"):
+            continue
         if volume.vmid is not None and not _may_see(call, store, volume):
             continue
         rows.append(store.row(volume))

@@ -76,11 +76,11 @@ Work = Callable[[Task], Awaitable[None]]
 
 
 class TaskBoard:
-    """All tasks of the cluster, newest last."""
+    """All tasks of the cluster, newest last.  `spend` takes the time until a worker works, and until it is gone."""
 
-    def __init__(self, clock: Clock, scope: TaskScope) -> None:
+    def __init__(self, clock: Clock, scope: TaskScope, spend: Callable[[str], Awaitable[None]]) -> None:
         self.tasks: dict[str, Task] = {}
-        self._clock, self._scope = clock, scope
+        self._clock, self._scope, self._spend = clock, scope, spend
         self._pids = 0x100
 
     def start(self, node: str, kind: str, about: str, caller: Caller, work: Work, fault: Fault | None = None) -> str:
@@ -127,8 +127,11 @@ class TaskBoard:
         try:
             if fault is Fault.TASK_DIES:
                 return task.finish(DIED, self._clock.now())
+            await self._spend("fork")
             await work(task)
+            await self._spend("reap")
         except Refused as error:
+            await self._spend("reap")
             return task.finish(DIED if fault is Fault.TASK_DIES_LATE else error.outcome, self._clock.now())
         except asyncio.CancelledError:
             task.finish(INTERRUPTED, self._clock.now())

@@ -15,6 +15,7 @@ from agentlab.testing.proxmox.storage import Store
 from agentlab.testing.proxmox.units import MIB
 
 MEMORY_MIB = 512  # what a config without the option means
+FIRST_READ_S = 2
 MACHINE = "pc-i440fx-10.0+pve1"
 SUPPORT = (
     "backup-access-api", "backup-fleecing", "backup-max-workers", "pbs-dirty-bitmap", "pbs-dirty-bitmap-migration",
@@ -74,12 +75,10 @@ def _figures(cluster: Cluster, vm: Vm) -> dict[str, Any]:
 def listed(cluster: Cluster, vm: Vm) -> dict[str, Any]:
     """A row of the list of one node's VMs."""
     row = _figures(cluster, vm) | {"cpus": cores(vm.config), "status": "running" if vm.running else "stopped"}
-    if not vm.running:
-        del row["diskread"], row["diskwrite"]
-    elif cluster.major >= 9:
-        row |= dict.fromkeys(PRESSURES, 0)
+    del row["diskread"], row["diskwrite"]
     if vm.running:
         row["pid"] = vm.pid
+        row |= dict.fromkeys(PRESSURES if cluster.major >= 9 else (), 0)
     return row | _marks(vm)
 
 
@@ -122,6 +121,9 @@ def _process(cluster: Cluster, vm: Vm, guest_up: bool) -> dict[str, Any]:
     counters = dict.fromkeys(_BLOCK_COUNTERS, 0)
     block = {**counters, "timed_stats": [], "account_failed": True, "account_invalid": True}
     found["blockstat"] = {each.key: dict(block) for each in drives(vm.config)}
+    for each in drives(vm.config):
+        if (each.cdrom and vm.booted) or uptime_s(cluster, vm) >= FIRST_READ_S:  # it is there once something was read
+            found["blockstat"][each.key]["idle_time_ns"] = 0
     nics = [key for key in vm.config if NIC.fullmatch(key)]
     found["nics"] = {f"tap{vm.vmid}i{key.removeprefix('net')}": {"netin": 0, "netout": 0} for key in nics}
     found["proxmox-support"] = {**dict.fromkeys(SUPPORT, True), "pbs-library-version": ""}
@@ -146,14 +148,16 @@ def vm_resources(cluster: Cluster, caller: Caller) -> Iterator[dict[str, Any]]:
             yield vm_resource(cluster, vm)
 
 
-def vm_resource(cluster: Cluster, vm: Vm, with_pool: bool = True) -> dict[str, Any]:
-    """One row, as published."""
+def vm_resource(cluster: Cluster, vm: Vm, marks: bool = True) -> dict[str, Any]:
+    """One row, as published; with `marks` also what the cluster itself knows at once: pool, tags, lock."""
     row: dict[str, Any] = {"id": f"qemu/{vm.vmid}", "node": vm.node, "type": "qemu", "vmid": vm.vmid}
     row |= vm.published if vm.published is not None else {"status": "unknown"}
     if cluster.nodes[vm.node].absence is not None:
         row = {key: row[key] for key in ("id", "node", "type", "vmid")} | {"status": "unknown"}
+    if not marks:
+        return row
     pool = cluster.access.pool_of(vm.vmid)
-    if pool is not None and with_pool:
+    if pool is not None:
         row["pool"] = pool
     return row | {name: vm.config[name] for name in ("tags", "lock") if vm.config.get(name)}
 

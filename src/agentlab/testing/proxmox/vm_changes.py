@@ -79,6 +79,8 @@ def _set(vm: Vm, key: str, value: Any) -> None:
     if not vm.running or OPTIONS[key].live:
         vm.config[key] = value
         vm.pending.pop(key, None)
+        if value == "":  # an empty description leaves no line in the file
+            del vm.config[key]
     elif vm.config.get(key) == value:
         vm.pending.pop(key, None)
     else:

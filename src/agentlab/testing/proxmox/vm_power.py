@@ -72,7 +72,7 @@ async def run(cluster: Cluster, vm: Vm) -> None:
         await cluster.guests.started(machine(cluster, vm, state))
     except GuestFailed as error:
         raise Refused(f"start failed: {error}") from None
-    vm.power, vm.started = Power.RUNNING, cluster.clock.monotonic()
+    vm.power, vm.started, vm.booted = Power.RUNNING, cluster.clock.monotonic(), "vmstate" not in vm.config
     vm.pid = cluster.tasks.new_pid()
 
 

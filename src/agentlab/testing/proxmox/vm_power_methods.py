@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from agentlab.testing.proxmox import views
+from agentlab.testing.proxmox.access import ROOT, Caller
 from agentlab.testing.proxmox.formats import NODE, STORAGE
 from agentlab.testing.proxmox.kinds import FLAG, Kind, integer, need, one_of, requiring, text
 from agentlab.testing.proxmox.method import VM, Call, Method, on
@@ -90,7 +91,13 @@ async def _reboot(call: Call, vm: Vm, task: Task) -> None:
     check_lock(vm)
     await call.cluster.spend("qmreboot")
     await shut_down(call.cluster, vm, task, call.values.get("timeout", SHUTDOWN_S), force=False)
-    await start_vm(call.cluster, vm, task)
+
+    async def again(start: Task) -> None:
+        async with call.cluster.locks.of_vm(vm.vmid).held(start.log):
+            await start_vm(call.cluster, vm, start)
+
+    # The task ends when the guest is down; what cleans up behind it starts it anew.
+    call.cluster.tasks.start(vm.node, "qmstart", str(vm.vmid), Caller(user=ROOT), again)
 
 
 async def _reset(call: Call, vm: Vm, task: Task) -> None:

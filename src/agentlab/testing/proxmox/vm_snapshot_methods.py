@@ -65,11 +65,12 @@ async def _keep(call: Call, task: Task, vm: Vm, name: str) -> None:
         raise Refused("unable to create snapshot: VM is a template")
     disks = _disks(call, vm)
     cluster, config = call.cluster, copy.deepcopy(vm.config)
-    if vm.running and agent_enabled(vm.config) and not await answers(cluster, vm):
+    whole = bool(call.values.get("vmstate"))
+    if vm.running and not whole and agent_enabled(vm.config) and not await answers(cluster, vm):
         task.log("skipping guest filesystem freeze - agent configured but not running?")
     await cluster.spend("qmsnapshot")
     state = None
-    if call.values.get("vmstate") and vm.running:
+    if whole and vm.running:
         state = await save_state(cluster, vm, task, name)
         task.log(f"saving VM state and RAM using storage '{state.partition(':')[0]}'")
         config |= {key: vm.config.pop(key) for key in _RUNNING}
@@ -98,7 +99,7 @@ async def _config(call: Call) -> Any:
         facts["parent"] = shot.parent
     if shot.description:
         facts["description"] = shot.description
-    return shot.config | facts
+    return {key: value for key, value in shot.config.items() if key != "description"} | facts
 
 
 async def _describe(call: Call) -> Any:

@@ -12,6 +12,7 @@ from agentlab.testing.proxmox.storage import CLOUDINIT_BYTES, Store, Volume
 from agentlab.testing.proxmox.units import GIB, MIB, size_text
 
 Log = Callable[[str], None]
+PROGRESS_BYTES = 40 * MIB
 NEW_USED = {"qcow2": 331_776, "raw": 4096}
 
 
@@ -110,6 +111,9 @@ async def copied(
     await cluster.spend("copy")
     whole = f"{original.size / GIB:.1f} GiB" if original.size >= GIB else f"{original.size / MIB:.1f} MiB"
     log(f"transferred 0.0 B of {whole} (0.00%)")
+    if original.content == "import" and original.used >= PROGRESS_BYTES:
+        for done in range(PROGRESS_BYTES, original.size, PROGRESS_BYTES):
+            log(f"transferred {done / MIB:.1f} MiB of {whole} ({100 * done / original.size:.2f}%)")
     log(f"transferred {whole} of {whole} (100.00%)")
     before, after = store.real(node, original), target.real(node, volume)
     if before is not None and after is not None:
