@@ -1,4 +1,4 @@
-"""What two answers have in common: status, reason, message, errors; keys and types; and the values that do not drift."""
+"""What two answers have in common: status, reason, message, errors, keys, types, and the values that do not drift."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ UPID = re.compile(r"UPID:[^/\s]*?:[0-9A-F]{8}:[0-9A-F]{8}:[0-9A-F]{8}:")
 TEMPORARY = re.compile(r"pveupload-[0-9a-f]+")
 # Figures of the machine, times, and what is made at random.
 DRIFTING = frozenset({
-    "cpu", "mem", "disk", "maxdisk", "maxmem", "maxcpu", "uptime", "ctime", "starttime", "endtime", "pid", "pstart", "upid",
-    "digest", "used", "avail", "total", "used_fraction", "snaptime", "balloon", "ballooninfo", "blockstat", "netin", "netout",
-    "diskread", "diskwrite", "freemem", "nics", "meta", "smbios1", "vmgenid", "net0", "ssl_fingerprint", "value", "content",
-    "ticket", "CSRFPreventionToken", "cpuinfo", "current-kernel", "kversion", "loadavg", "memory_", "rootfs", "swap", "idle",
-    "wait", "ksm", "out-data", "err-data", "changes", "n", "t", "descr", "macro", "supported_commands", "version", "size",
-    "pressurecpusome", "saved", "privs", "statistics", "ip-addresses", "expire", "used-bytes", "result", "memory", "pveversion",
+    "cpu", "mem", "disk", "maxdisk", "maxmem", "maxcpu", "uptime", "ctime", "starttime", "endtime", "pid", "pstart",
+    "upid",
+    "digest", "used", "avail", "total", "used_fraction", "snaptime", "balloon", "ballooninfo", "blockstat", "netin",
+    "netout",
+    "diskread", "diskwrite", "freemem", "nics", "meta", "smbios1", "vmgenid", "net0", "ssl_fingerprint", "value",
+    "content",
+    "ticket", "CSRFPreventionToken", "cpuinfo", "current-kernel", "kversion", "loadavg", "memory_", "rootfs", "swap",
+    "idle",
+    "wait", "ksm", "out-data", "err-data", "changes", "n", "t", "descr", "macro", "supported_commands", "version",
+    "size",
+    "pressurecpusome", "saved", "privs", "statistics", "ip-addresses", "expire", "used-bytes", "result", "memory",
+    "pveversion",
 })  # fmt: skip
 
 

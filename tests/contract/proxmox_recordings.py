@@ -10,7 +10,7 @@ from tests.contract.proxmox_replay import Replay, Row, recorded
 
 from agentlab.testing.proxmox.access import Caller, Pool, Token, User
 from agentlab.testing.proxmox.cluster import Cluster
-from agentlab.testing.proxmox.guests import SimulatedGuests
+from agentlab.testing.proxmox.simulated_guests import SimulatedGuests
 from agentlab.testing.proxmox.state import Power, Vm
 from agentlab.testing.proxmox.storage import Store, Volume
 from agentlab.testing.proxmox.tasks import Task
@@ -211,8 +211,8 @@ def _past(cluster: Cluster, row: Row) -> None:
     if row["upid"] in cluster.tasks.tasks:
         return
     task = Task(
-        upid=row["upid"], node=row["node"], pid=row.get("pid", 1), pstart=row.get("pstart", 1), starttime=row["starttime"],
-        type=row["type"], id=row["id"], caller=Caller(user=row["user"], token=row.get("tokenid")),
+        upid=row["upid"], node=row["node"], pid=row.get("pid", 1), pstart=row.get("pstart", 1),
+        starttime=row["starttime"], type=row["type"], id=row["id"], caller=Caller(user=row["user"], token=row.get("tokenid")),
     )  # fmt: skip
     task.exitstatus, task.endtime = row["status"], row["endtime"]
     cluster.tasks.tasks[row["upid"]] = task

@@ -19,9 +19,10 @@ from agentlab.testing.proxmox.access import ROOT, Token
 from agentlab.testing.proxmox.api import Api
 from agentlab.testing.proxmox.cluster import Cluster
 from agentlab.testing.proxmox.codec import PREFIX, Answer, Request
-from agentlab.testing.proxmox.guests import GuestMachine, SimulatedGuests
+from agentlab.testing.proxmox.guests import GuestMachine
 from agentlab.testing.proxmox.images import small_qcow2
 from agentlab.testing.proxmox.latency import Latency
+from agentlab.testing.proxmox.simulated_guests import SimulatedGuests
 from agentlab.testing.simloop import SimClock, SimLoop
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "proxmox"
@@ -31,7 +32,8 @@ TASK_S_MAX = 300.0
 LATENCY = Latency(
     work={
         **dict.fromkeys(("qmclone", "qmcreate", "qmstart", "qmsnapshot", "qmrollback"), (0.3, 0.4)),
-        **dict.fromkeys(("qmconfig", "qmdestroy", "qmtemplate", "qmstop", "resize", "qmmove", "qmdelsnapshot"), (0.1, 0.2)),
+        **dict.fromkeys(("qmconfig", "qmdestroy", "qmtemplate", "qmstop", "resize", "qmmove", "qmdelsnapshot"), (0.1,
+        0.2)),
         **dict.fromkeys(("qmshutdown", "qmreboot", "qmreset", "qmpause", "qmresume", "qmsuspend"), (0.1, 0.2)),
         **dict.fromkeys(("imgcopy", "imgdel", "agent", "reload"), (0.05, 0.1)),
         "agent-absent": (3.0, 3.1),

@@ -155,7 +155,8 @@ METHODS = (
     }),
     Method(verb="GET", path="/cluster/ha/resources", handler=_ha_resources, allow=_AUDIT),
     Method(verb="POST", path="/cluster/ha/resources", handler=_new_ha_resource, allow=on("/", "Sys.Console"), params={
-        "sid": need(text()), "state": one_of("started", "stopped", "enabled", "disabled", "ignored"), "group": CONFIG_ID,
+        "sid": need(text()), "state": one_of("started", "stopped", "enabled", "disabled", "ignored"),
+        "group": CONFIG_ID,
         "comment": text(4096), "max_restart": integer(0), "max_relocate": integer(0),
     }),
     Method(verb="DELETE", path="/cluster/ha/resources/{sid}", handler=_drop_ha_resource, allow=on("/", "Sys.Console")),

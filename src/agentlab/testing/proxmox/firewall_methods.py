@@ -308,23 +308,41 @@ def _shared(base: str, see: Rule, change: Rule, options: Mapping[str, Kind]) -> 
         Method(verb="GET", path=f"{base}/rules", handler=_rules, allow=see),
         Method(verb="POST", path=f"{base}/rules", handler=_new_rule, allow=change, params=_NEW_RULE),
         Method(verb="GET", path=f"{base}/rules/{{pos}}", handler=_one_rule, allow=see, params=position),
-        Method(verb="PUT", path=f"{base}/rules/{{pos}}", handler=_change_rule, allow=change, params=_CHANGED_RULE | position),
-        Method(verb="DELETE", path=f"{base}/rules/{{pos}}", handler=_drop_rule, allow=change, params={**position, "digest": _DIGEST}),
+        Method(
+            verb="PUT", path=f"{base}/rules/{{pos}}", handler=_change_rule, allow=change,
+            params=_CHANGED_RULE | position,
+        ),
+        Method(
+            verb="DELETE", path=f"{base}/rules/{{pos}}", handler=_drop_rule, allow=change,
+            params={**position, "digest": _DIGEST},
+        ),
         Method(verb="GET", path=f"{base}/ipset", handler=_sets, allow=see),
         Method(verb="POST", path=f"{base}/ipset", handler=_new_set, allow=change, params={
             **name, "comment": text(), "rename": FIREWALL_NAME, "digest": _DIGEST,
         }),
         Method(verb="GET", path=f"{base}/ipset/{{name}}", handler=_entries, allow=see, params=name),
-        Method(verb="POST", path=f"{base}/ipset/{{name}}", handler=_new_entry, allow=change, params={**name, **cidr, **about}),
-        Method(verb="DELETE", path=f"{base}/ipset/{{name}}", handler=_drop_set, allow=change, params={**name, "force": FLAG}),
+        Method(
+            verb="POST", path=f"{base}/ipset/{{name}}", handler=_new_entry, allow=change,
+            params={**name, **cidr, **about},
+        ),
+        Method(
+            verb="DELETE", path=f"{base}/ipset/{{name}}", handler=_drop_set, allow=change,
+            params={**name, "force": FLAG},
+        ),
         Method(verb="GET", path=one, handler=_one_entry, allow=see, params={**name, **cidr}),
-        Method(verb="PUT", path=one, handler=_change_entry, allow=change, params={**name, **cidr, **about, "digest": _DIGEST}),
+        Method(
+            verb="PUT", path=one, handler=_change_entry, allow=change,
+            params={**name, **cidr, **about, "digest": _DIGEST},
+        ),
         Method(verb="DELETE", path=one, handler=_drop_entry, allow=change, params={**name, **cidr, "digest": _DIGEST}),
         Method(verb="GET", path=f"{base}/aliases", handler=_aliases, allow=see),
         Method(verb="POST", path=f"{base}/aliases", handler=_new_alias, allow=change, params={
             **name, "cidr": need(NETWORK), "comment": text(),
         }),
-        Method(verb="DELETE", path=f"{base}/aliases/{{name}}", handler=_drop_alias, allow=change, params={**name, "digest": _DIGEST}),
+        Method(
+            verb="DELETE", path=f"{base}/aliases/{{name}}", handler=_drop_alias, allow=change,
+            params={**name, "digest": _DIGEST},
+        ),
         Method(verb="GET", path=f"{base}/refs", handler=_refs, allow=see, params={"type": one_of("alias", "ipset")}),
     )  # fmt: skip
 
@@ -347,7 +365,10 @@ METHODS = (
     Method(verb="POST", path=f"{_DC}/groups/{{group}}", handler=_new_rule, allow=_MODIFY, params=_NEW_RULE | _GROUP),
     Method(verb="DELETE", path=f"{_DC}/groups/{{group}}", handler=_drop_group, allow=_MODIFY, params=_GROUP),
     Method(verb="GET", path=f"{_DC}/groups/{{group}}/{{pos}}", handler=_one_rule, allow=_AUDIT, params=_ONE),
-    Method(verb="PUT", path=f"{_DC}/groups/{{group}}/{{pos}}", handler=_change_rule, allow=_MODIFY, params=_CHANGED_RULE | _ONE),
+    Method(
+        verb="PUT", path=f"{_DC}/groups/{{group}}/{{pos}}", handler=_change_rule, allow=_MODIFY,
+        params=_CHANGED_RULE | _ONE,
+    ),
     Method(verb="DELETE", path=f"{_DC}/groups/{{group}}/{{pos}}", handler=_drop_rule, allow=_MODIFY, params={
         **_ONE, "digest": _DIGEST,
     }),

@@ -5,11 +5,11 @@ from __future__ import annotations
 QCOW2 = b"QFI\xfb"
 
 
-def virtual_size(body: bytes, kind: str) -> int:
-    """The size of the disk within an image: a qcow2 file states it, any other is as large as it is."""
-    if kind == "qcow2" and body[:4] == QCOW2 and len(body) >= 32:
-        return int.from_bytes(body[24:32], "big")
-    return len(body)
+def virtual_size(head: bytes, kind: str, file_bytes: int) -> int:
+    """The size of the disk within an image: the head of a qcow2 file states it, any other is as large as its file."""
+    if kind == "qcow2" and head.startswith(QCOW2) and len(head) >= 32:
+        return int.from_bytes(head[24:32], "big")
+    return file_bytes
 
 
 def small_qcow2(size: int) -> bytes:

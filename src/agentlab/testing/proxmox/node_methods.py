@@ -257,7 +257,8 @@ METHODS = (
     Method(verb="DELETE", path=f"{_N}/network/{{iface}}", handler=_drop_interface, allow=_MODIFY),
     Method(verb="GET", path=f"{_N}/tasks", handler=_tasks, allow=everybody, params={
         "limit": integer(0), "start": integer(0), "since": integer(), "until": integer(), "vmid": VMID, "errors": FLAG,
-        "source": one_of("archive", "active", "all"), "typefilter": text(), "userfilter": text(), "statusfilter": text(),
+        "source": one_of("archive", "active", "all"), "typefilter": text(), "userfilter": text(),
+        "statusfilter": text(),
     }),
     Method(verb="GET", path=f"{_T}/status", handler=_task_status, allow=everybody),
     Method(verb="GET", path=f"{_T}/log", handler=_task_log, allow=everybody, params={

@@ -174,17 +174,31 @@ METHODS = (
     }),
     Method(verb="GET", path=f"{_S}/zones", handler=_zones, allow=everybody, params={**_FLAGS, "type": text()}),
     Method(verb="POST", path=f"{_S}/zones", handler=_new_zone, allow=on("/sdn/zones", "SDN.Allocate"), params=_ZONE),
-    Method(verb="GET", path=f"{_S}/zones/{{zone}}", handler=_one_zone, allow=on("/sdn/zones/{zone}", "SDN.Allocate"), params=_FLAGS),
-    Method(verb="DELETE", path=f"{_S}/zones/{{zone}}", handler=_drop_zone, allow=on("/sdn/zones/{zone}", "SDN.Allocate")),
+    Method(
+        verb="GET", path=f"{_S}/zones/{{zone}}", handler=_one_zone, allow=on("/sdn/zones/{zone}", "SDN.Allocate"),
+        params=_FLAGS,
+    ),
+    Method(
+        verb="DELETE", path=f"{_S}/zones/{{zone}}", handler=_drop_zone, allow=on("/sdn/zones/{zone}", "SDN.Allocate"),
+    ),
     Method(verb="GET", path=f"{_S}/vnets", handler=_vnets, allow=everybody, params=_FLAGS),
-    Method(verb="POST", path=f"{_S}/vnets", handler=_new_vnet, allow=on("/sdn/zones/{zone}", "SDN.Allocate"), params=_VNET),
+    Method(
+        verb="POST", path=f"{_S}/vnets", handler=_new_vnet, allow=on("/sdn/zones/{zone}", "SDN.Allocate"),
+        params=_VNET,
+    ),
     Method(verb="GET", path=f"{_S}/vnets/{{vnet}}", handler=_one_vnet, allow=everybody, params=_FLAGS),
     Method(verb="DELETE", path=f"{_S}/vnets/{{vnet}}", handler=_drop_vnet, allow=on("/sdn/zones", "SDN.Allocate")),
     Method(verb="GET", path=f"{_S}/vnets/{{vnet}}/subnets", handler=_subnets, allow=everybody, params=_FLAGS),
-    Method(verb="POST", path=f"{_S}/vnets/{{vnet}}/subnets", handler=_new_subnet, allow=on("/sdn/zones", "SDN.Allocate"), params={
+    Method(
+        verb="POST", path=f"{_S}/vnets/{{vnet}}/subnets", handler=_new_subnet, allow=on("/sdn/zones", "SDN.Allocate"),
+        params={
         "subnet": need(NETWORK), "type": need(one_of("subnet")), "gateway": ADDRESS, "snat": FLAG,
         "dhcp-range": WORDS, "dnszoneprefix": text(), "dhcp-dns-server": ADDRESS,
-    }),
-    Method(verb="DELETE", path=f"{_S}/vnets/{{vnet}}/subnets/{{subnet}}", handler=_drop_subnet, allow=on("/sdn/zones", "SDN.Allocate")),
+        },
+    ),
+    Method(
+        verb="DELETE", path=f"{_S}/vnets/{{vnet}}/subnets/{{subnet}}", handler=_drop_subnet,
+        allow=on("/sdn/zones", "SDN.Allocate"),
+    ),
     Method(verb="GET", path="/nodes/{node}/sdn/zones", handler=_node_zones, allow=everybody),
 )  # fmt: skip

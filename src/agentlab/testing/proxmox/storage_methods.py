@@ -1,20 +1,16 @@
-"""Methods of /storage and of the storages of a node: settings, states, contents, uploads."""
+"""Methods of /storage and of the storages of a node: settings, states, contents."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from agentlab.testing.proxmox import views
-from agentlab.testing.proxmox.access import Caller
 from agentlab.testing.proxmox.cluster import Cluster
 from agentlab.testing.proxmox.formats import CONFIG_IDS, STORAGE, VMID, words
-from agentlab.testing.proxmox.images import virtual_size
 from agentlab.testing.proxmox.kinds import FLAG, Kind, Malformed, integer, matching, need, one_of, requiring, text
 from agentlab.testing.proxmox.method import Call, Method, everybody, on
-from agentlab.testing.proxmox.refusal import Refused, invalid
+from agentlab.testing.proxmox.refusal import Refused
 from agentlab.testing.proxmox.storage import Store, Volume
 from agentlab.testing.proxmox.tasks import Task
 from agentlab.testing.proxmox.units import digest, size_bytes
@@ -24,12 +20,6 @@ TYPES = (
     "btrfs", "cephfs", "cifs", "dir", "esxi", "iscsi", "iscsidirect", "lvm", "lvmthin", "nfs", "pbs", "rbd", "zfs",
     "zfspool",
 )  # fmt: skip
-EXTENSIONS = {
-    "iso": (".iso", ".img"),
-    "vztmpl": (".tar.gz", ".tar.xz", ".tar.zst"),
-    "import": (".qcow2", ".raw", ".vmdk", ".ova"),
-}
-WRONG_NAME = {"import": "invalid filename or wrong extension"}
 
 
 def _content_types(given: str) -> None:
@@ -212,73 +202,6 @@ async def _drop_volume(call: Call) -> Any:
     return call.start("imgdel", about, work)
 
 
-def _may_upload(cluster: Cluster, caller: Caller, values: Mapping[str, Any]) -> None:
-    cluster.access.check(caller, f"/storage/{values.get('storage', '')}", "Datastore.AllocateTemplate")
-
-
-async def _upload(call: Call) -> Any:
-    values, upload = call.values, call.upload
-    store = call.cluster.store(values["storage"], call.node)
-    kind, name = values["content"], _safe(values["filename"])
-    if not name.endswith(EXTENSIONS[kind]):
-        raise invalid({"filename": WRONG_NAME.get(kind, "wrong file extension")})
-    if kind not in store.content:
-        raise Refused(f"storage '{store.name}' does not support '{kind}' content")
-    assert upload is not None
-    temporary = f"/var/tmp/pveupload-{call.cluster.entropy.token(16)}"
-    body = bytes(upload.body)
-    suffix = name.rpartition(".")[2]
-    volume = Volume(
-        own=f"{kind}/{name}", content=kind, format=suffix if kind != "vztmpl" else "tgz", size=len(body), ctime=0
-    )
-
-    async def work(task: Task) -> None:
-        await call.cluster.spend("imgcopy")
-        task.log(f"starting file import from: {temporary}")
-        _check_contents(task, kind, suffix, body, temporary)
-        _check_sum(task, values, body)
-        target = store.file(call.node, volume)
-        task.lines += [f"target node: {call.node}", f"target file: {target}", f"file size is: {len(body)}"]
-        task.log(f"command: cp -- {temporary} {target}")
-        volume.ctime, volume.used = int(call.cluster.clock.now()), virtual_size(body, suffix)
-        store.on(call.node)[volume.own] = volume  # one of the same name is replaced without a word
-        path = store.real(call.node, volume)
-        if path is not None:
-            path.write_bytes(body)
-        task.log("finished file import successfully")
-
-    return call.start("imgcopy", "", work)
-
-
-def _safe(given: str) -> str:
-    return re.sub(r"[^-a-zA-Z0-9_.]", "_", re.split(r"[/\\]", given)[-1])
-
-
-def _check_contents(task: Task, kind: str, suffix: str, body: bytes, path: str) -> None:
-    if kind != "import":
-        return
-    if suffix == "ova":
-        if body[257:262] != b"ustar":
-            task.lines += ["tar: This does not look like a tar archive", "tar: Skipping to next header"]
-            task.log("tar: Exiting with failure status due to previous errors")
-            raise Refused(f"command 'tar -t -f {path}' failed: exit code 2")
-        return
-    if suffix == "qcow2" and body[:4] != b"QFI\xfb":
-        raise Refused(f"qemu-img: Could not open '{path}': Image is not in qcow2 format")
-    if suffix == "vmdk" and body[:4] not in (b"KDMV", b"# Di"):
-        raise Refused(f"qemu-img: Could not open '{path}': invalid VMDK image descriptor")
-
-
-def _check_sum(task: Task, values: Mapping[str, Any], body: bytes) -> None:
-    if "checksum" not in values:
-        return
-    task.log("calculating checksum...")
-    got = hashlib.new(values["checksum-algorithm"], body, usedforsecurity=False).hexdigest()
-    if got != values["checksum"]:
-        raise Refused(f"checksum mismatch: got '{got}' != expect '{values['checksum']}'")
-    task.lines[-1] += "OK, checksum verified"
-
-
 _S, _C = "/nodes/{node}/storage/{storage}", "/nodes/{node}/storage/{storage}/content"
 _SEE = on("/storage/{storage}", "Datastore.Audit", "Datastore.AllocateSpace")
 _ADMIN = on("/storage", "Datastore.Allocate")
@@ -311,10 +234,5 @@ METHODS = (
     Method(verb="GET", path=f"{_C}/{{volume}}", handler=_one_volume, allow=everybody),
     Method(verb="DELETE", path=f"{_C}/{{volume}}", handler=_drop_volume, allow=everybody, params={
         "delay": integer(1, 30),
-    }),
-    Method(verb="POST", path=f"{_S}/upload", handler=_upload, allow=_may_upload, writes=False, params={
-        "content": need(one_of("iso", "vztmpl", "import")), "filename": need(text(255)),
-        "checksum": requiring(text(), "checksum-algorithm"),
-        "checksum-algorithm": requiring(one_of("md5", "sha1", "sha224", "sha256", "sha384", "sha512"), "checksum"),
     }),
 )  # fmt: skip

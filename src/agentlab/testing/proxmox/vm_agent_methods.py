@@ -112,7 +112,10 @@ METHODS = (
         "pid": need(integer()),
     }),
     Method(verb="GET", path=f"{_A}/file-read", handler=_file_read, allow=agent("FileRead"), params=_FILE, until=8),
-    Method(verb="GET", path=f"{_A}/file-read", handler=_file_read, allow=agent("FileRead"), params=_FILE | _READ, since=9),
+    Method(
+        verb="GET", path=f"{_A}/file-read", handler=_file_read, allow=agent("FileRead"),
+        params=_FILE | _READ, since=9,
+    ),
     Method(verb="POST", path=f"{_A}/file-write", handler=_file_write, allow=agent("FileWrite"), writes=False, params={
         **_FILE, "content": need(text(WRITE_CHARACTERS_MAX)), "encode": FLAG,
     }),

@@ -185,6 +185,7 @@ def _new_config(call: Call, source: Vm, old: Mapping[str, Any]) -> dict[str, Any
 METHODS = (
     Method(verb="POST", path=f"{VM}/clone", handler=_clone, allow=_may_clone, params={
         "newid": need(VMID), "name": DNS_NAME, "description": text(), "pool": POOL, "snapname": SNAPSHOT,
-        "storage": STORAGE, "format": one_of("raw", "qcow2", "vmdk"), "full": FLAG, "target": NODE, "bwlimit": integer(0),
+        "storage": STORAGE, "format": one_of("raw", "qcow2", "vmdk"), "full": FLAG, "target": NODE,
+        "bwlimit": integer(0),
     }),
 )  # fmt: skip

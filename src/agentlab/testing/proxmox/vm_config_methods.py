@@ -316,7 +316,9 @@ _PATH = f"{VM}/config"
 METHODS = (
     Method(verb="GET", path=_PATH, handler=_config, allow=_SEE, params={"current": FLAG, "snapshot": SNAPSHOT}),
     *(
-        Method(verb=verb, path=_PATH, handler=handler, allow=_CHANGE, since=major, until=8 if major == 8 else 99, params={
+        Method(
+            verb=verb, path=_PATH, handler=handler, allow=_CHANGE, since=major, until=8 if major == 8 else 99,
+            params={
             **_config_params(major), **extra,
         })
         for major in (8, 9)
@@ -325,13 +327,15 @@ METHODS = (
     Method(verb="GET", path=f"{VM}/pending", handler=_pending, allow=_SEE),
     Method(verb="PUT", path=f"{VM}/unlink", handler=_unlink, allow=_DISK, params={
         "idlist": need(CONFIG_IDS), "force": FLAG,
-    }),
+            },
+        ),
     Method(verb="PUT", path=f"{VM}/resize", handler=_resize, allow=_DISK, params={
         "disk": need(_DRIVE), "size": need(matching(r"\+?\d+(\.\d+)?[KMGT]?")), "digest": DIGEST, "skiplock": FLAG,
     }),
     Method(verb="POST", path=f"{VM}/move_disk", handler=_move, allow=_DISK, params={
         "disk": need(_ANY_DRIVE), "storage": STORAGE, "format": one_of("raw", "qcow2", "vmdk"), "delete": FLAG,
-        "digest": DIGEST, "bwlimit": integer(0), "target-vmid": VMID, "target-disk": _ANY_DRIVE, "target-digest": DIGEST,
+        "digest": DIGEST, "bwlimit": integer(0), "target-vmid": VMID, "target-disk": _ANY_DRIVE,
+        "target-digest": DIGEST,
     }),
     Method(verb="GET", path=f"{VM}/feature", handler=_feature, allow=_SEE, params={
         "feature": need(one_of("snapshot", "clone", "copy")), "snapname": SNAPSHOT,
