@@ -1,0 +1,87 @@
+"""From a VM's config to what a guest is started with."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentlab.testing.proxmox import views
+from agentlab.testing.proxmox.cluster import Cluster
+from agentlab.testing.proxmox.drives import drives
+from agentlab.testing.proxmox.guests import GuestDisk, GuestMachine, GuestNic
+from agentlab.testing.proxmox.kinds import parsed
+from agentlab.testing.proxmox.options import NIC, NIC_KIND, SMBIOS
+from agentlab.testing.proxmox.state import Vm
+
+
+def machine(cluster: Cluster, vm: Vm, state: Path | None = None) -> GuestMachine:
+    """All that the host of the guests needs."""
+    return GuestMachine(
+        vmid=vm.vmid,
+        node=vm.node,
+        name=str(vm.config.get("name", f"VM{vm.vmid}")),
+        cores=views.cores(vm.config),
+        memory_bytes=views.memory_bytes(vm.config),
+        smbios=smbios(vm.config),
+        nics=tuple(_nics(vm.config)),
+        disks=tuple(_disks(cluster, vm)),
+        agent=views.agent_enabled(vm.config),
+        config=dict(vm.config),
+        state=state,
+    )
+
+
+def smbios(config: Mapping[str, Any]) -> dict[str, str]:
+    """The identity of the machine with its texts decoded."""
+    values = parsed(SMBIOS, str(config.get("smbios1", "")))
+    encoded = values.pop("base64", 0)
+    found = {key: str(value) for key, value in values.items()}
+    if encoded:
+        found = {key: value if key == "uuid" else _decoded(value) for key, value in found.items()}
+    return found
+
+
+def _decoded(given: str) -> str:
+    try:
+        return base64.b64decode(given).decode("utf-8", errors="replace")
+    except binascii.Error:
+        return given
+
+
+def _nics(config: Mapping[str, Any]) -> list[GuestNic]:
+    found = []
+    for key in sorted(key for key in config if NIC.fullmatch(key)):
+        nic = parsed(NIC_KIND, str(config[key]))
+        found.append(
+            GuestNic(
+                key=key,
+                model=str(nic["model"]),
+                mac=str(nic["macaddr"]),
+                bridge=nic.get("bridge"),
+                firewall=bool(nic.get("firewall")),
+                tag=nic.get("tag"),
+            )
+        )
+    return found
+
+
+def _disks(cluster: Cluster, vm: Vm) -> list[GuestDisk]:
+    found = []
+    for each in drives(vm.config):
+        store = cluster.stores.get(each.storage)
+        volume = None if store is None else store.find(vm.node, each.volume)
+        found.append(
+            GuestDisk(
+                key=each.key,
+                volid=each.file,
+                path=None if store is None or volume is None else store.real(vm.node, volume),
+                format="raw" if volume is None else volume.format,
+                size_bytes=0 if volume is None else volume.size,
+                cdrom=each.cdrom,
+                serial=each.settings.get("serial"),
+            )
+        )
+    return found
