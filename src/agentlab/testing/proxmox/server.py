@@ -110,10 +110,19 @@ class ProxmoxSim:
         return self.setup.token(privs, user=user, pool=pool)
 
     def add_template(
-        self, vmid: int = 9000, storage: str = "local", disk_bytes: int = 3 * GIB, node: str | None = None
+        self,
+        vmid: int = 9000,
+        storage: str = "local",
+        disk_bytes: int = 3 * GIB,
+        *,
+        node: str | None = None,
+        image: Path | None = None,
     ) -> Vm:
-        """A template with a guest agent and a NIC on vmbr0 whose firewall is on; tokens may clone it."""
-        return self.setup.add_template(vmid, storage, disk_bytes, node)
+        """A template with a guest agent and a NIC on vmbr0 whose firewall is on; tokens may clone it.
+
+        `image` becomes its disk where the storage keeps real files.
+        """
+        return self.setup.add_template(vmid, storage, disk_bytes, node, image)
 
     def add_storage(self, name: str, kind: str = "dir", *, shared: bool = False, folder: Path | None = None) -> Store:
         """One more storage for images; tokens may use it."""
