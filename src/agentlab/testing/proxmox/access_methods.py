@@ -8,7 +8,7 @@ from typing import Any
 from agentlab.testing.proxmox.access import ACL_PATH, ROOT, SUBJECT, Access, Caller, Token, User
 from agentlab.testing.proxmox.cluster import Cluster
 from agentlab.testing.proxmox.formats import CONFIG_IDS, ROLE, TOKEN, USER, words
-from agentlab.testing.proxmox.kinds import FLAG, Kind, Malformed, integer, matching, need, text
+from agentlab.testing.proxmox.kinds import FLAG, Kind, Malformed, integer, need, newer, text
 from agentlab.testing.proxmox.method import Call, Method, everybody, existing_user, on
 from agentlab.testing.proxmox.refusal import Refused, invalid
 
@@ -338,6 +338,10 @@ def _exists(access: Access, kind: str, whom: str) -> None:
         raise Refused(f"ACL update failed: no such token '{token}' for user '{user}'")
 
 
+async def _domains(call: Call) -> Any:
+    return [{"realm": realm, "type": realm, "comment": f"realm {realm}"} for realm in REALMS]
+
+
 def _known_privileges(given: str) -> None:
     if any(not each.replace(".", "").isalnum() for each in words(given)):
         raise Malformed(f"invalid privilege '{given}'")
@@ -378,7 +382,7 @@ METHODS = (
     Method(verb="GET", path=_T, handler=_one_token, allow=existing_user, params={"tokenid": need(TOKEN)}),
     Method(verb="POST", path=_T, handler=_new_token, allow=existing_user, params=_TOKEN),
     Method(verb="PUT", path=_T, handler=_change_token, allow=existing_user, params={
-        **_TOKEN, "regenerate": FLAG, "delete": CONFIG_IDS,
+        **_TOKEN, "regenerate": newer(FLAG), "delete": newer(CONFIG_IDS),
     }),
     Method(verb="DELETE", path=_T, handler=_drop_token, allow=existing_user, params={"tokenid": need(TOKEN)}),
     Method(verb="GET", path="/access/acl", handler=_acl, allow=everybody),
@@ -386,11 +390,5 @@ METHODS = (
         "path": need(text()), "roles": need(text()), "users": text(), "groups": text(), "tokens": text(),
         "propagate": FLAG, "delete": FLAG,
     }),
-    Method(verb="GET", path="/access/domains", handler=lambda call: _domains(call), allow=everybody, params={
-        "type": matching(r"\w+"),
-    }),
+    Method(verb="GET", path="/access/domains", handler=_domains, allow=everybody),
 )  # fmt: skip
-
-
-async def _domains(call: Call) -> Any:
-    return [{"realm": realm, "type": realm, "comment": f"realm {realm}"} for realm in REALMS]

@@ -10,9 +10,9 @@ from agentlab.testing.proxmox import volumes
 from agentlab.testing.proxmox.cloudinit import METHODS as CLOUDINIT_METHODS
 from agentlab.testing.proxmox.drives import drive, drives, free_unused
 from agentlab.testing.proxmox.formats import CONFIG_IDS, DIGEST, SNAPSHOT, STORAGE, VMID, words
-from agentlab.testing.proxmox.kinds import FLAG, Kind, integer, matching, need, one_of, requiring
+from agentlab.testing.proxmox.kinds import FLAG, integer, matching, need, one_of, requiring
 from agentlab.testing.proxmox.method import VM, Call, Method, on
-from agentlab.testing.proxmox.options import DRIVE, DRIVES, OPTIONS, UNUSED_MAX, kinds
+from agentlab.testing.proxmox.options import DRIVE, DRIVES, KINDS, OPTIONS, UNUSED_MAX
 from agentlab.testing.proxmox.refusal import Refused, invalid
 from agentlab.testing.proxmox.state import Vm
 from agentlab.testing.proxmox.storage import Store, Volume
@@ -305,30 +305,20 @@ _DRIVE = one_of(*DRIVE_KEYS)
 _ANY_DRIVE = one_of(*DRIVE_KEYS, *UNUSED_KEYS)
 
 
-def _config_params(major: int) -> dict[str, Kind]:
-    return {
-        **kinds(major), "delete": CONFIG_IDS, "revert": CONFIG_IDS, "force": requiring(FLAG, "delete"),
-        "skiplock": FLAG, "digest": DIGEST, "import-working-storage": STORAGE,
-    }  # fmt: skip
-
-
+_CONFIG = {
+    **KINDS, "delete": CONFIG_IDS, "revert": CONFIG_IDS, "force": requiring(FLAG, "delete"), "skiplock": FLAG,
+    "digest": DIGEST,
+}  # fmt: skip
+_IN_BACKGROUND = {"background_delay": integer(1, 30), "import-working-storage": STORAGE}
 _PATH = f"{VM}/config"
 METHODS = (
     Method(verb="GET", path=_PATH, handler=_config, allow=_SEE, params={"current": FLAG, "snapshot": SNAPSHOT}),
-    *(
-        Method(
-            verb=verb, path=_PATH, handler=handler, allow=_CHANGE, since=major, until=8 if major == 8 else 99,
-            params={
-            **_config_params(major), **extra,
-        })
-        for major in (8, 9)
-        for verb, handler, extra in (("PUT", _put, {}), ("POST", _post, {"background_delay": integer(1, 30)}))
-    ),
+    Method(verb="PUT", path=_PATH, handler=_put, allow=_CHANGE, params=_CONFIG),
+    Method(verb="POST", path=_PATH, handler=_post, allow=_CHANGE, params=_CONFIG | _IN_BACKGROUND),
     Method(verb="GET", path=f"{VM}/pending", handler=_pending, allow=_SEE),
     Method(verb="PUT", path=f"{VM}/unlink", handler=_unlink, allow=_DISK, params={
         "idlist": need(CONFIG_IDS), "force": FLAG,
-            },
-        ),
+    }),
     Method(verb="PUT", path=f"{VM}/resize", handler=_resize, allow=_DISK, params={
         "disk": need(_DRIVE), "size": need(matching(r"\+?\d+(\.\d+)?[KMGT]?")), "digest": DIGEST, "skiplock": FLAG,
     }),
