@@ -339,6 +339,18 @@ def test_the_same_seed_is_the_same_history() -> None:
     assert first != simulate(story, seed=8, latency=Latency.realistic())
 
 
+def test_a_slow_agent_is_given_up_after_five_seconds_and_may_have_obeyed() -> None:
+    async def story(sim: Sim) -> list[Any]:
+        await sim.clone(101)
+        await sim.token.done("POST", f"{VMS}/101/status/start")
+        sim.guests.agent_delay_s = 60
+        late = await sim.token.call("POST", f"{VMS}/101/agent/file-write", file="/a", content="x")
+        sim.guests.agent_delay_s = 0
+        return [late.reason, (await sim.token.data("GET", f"{VMS}/101/agent/file-read", file="/a"))["content"]]
+
+    assert simulate(story) == ["VM 101 qga command 'guest-file-write' failed - got timeout", "x"]
+
+
 def test_a_guest_is_told_who_it_is_and_what_it_has() -> None:
     async def story(sim: Sim) -> Any:
         await sim.clone(101, name="box")

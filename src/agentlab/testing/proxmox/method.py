@@ -13,7 +13,7 @@ from agentlab.testing.proxmox.faults import Fault
 from agentlab.testing.proxmox.formats import NODE, VMID
 from agentlab.testing.proxmox.kinds import Kind, need
 from agentlab.testing.proxmox.refusal import denied
-from agentlab.testing.proxmox.state import Vm
+from agentlab.testing.proxmox.state import Firewall, Vm
 from agentlab.testing.proxmox.tasks import Work
 
 ACL_CHARACTERS = re.compile(r"[A-Za-z0-9.\-_/]+")
@@ -55,6 +55,10 @@ class Call:
     def vm(self) -> Vm:
         """That VM.  Raises Refused if it is not on this node."""
         return self.cluster.vm_on(self.node, self.vmid)
+
+    def firewall(self) -> Firewall:
+        """The rules that the path is about: of its VM, or of the datacenter."""
+        return self.vm().firewall if "vmid" in self.values else self.cluster.firewall
 
     def has(self, path: str, *privileges: str) -> bool:
         """Whether the caller has one of the privileges."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from agentlab.testing.proxmox.kinds import FLAG, WORDS, integer, need, newer, on
 from agentlab.testing.proxmox.method import VM, Call, Method, agent, on
 from agentlab.testing.proxmox.refusal import Refused
 
+AGENT_S_MAX = 5.0
 WRITE_CHARACTERS_MAX = 61_440
 INPUT_CHARACTERS_MAX = 65_536
 READ_BYTES_MAX = 16 << 20
@@ -26,7 +28,10 @@ async def _ask(call: Call, command: str, arguments: Mapping[str, Any] | None = N
     if not vm.running:
         raise Refused(f"VM {vm.vmid} is not running")
     try:
-        found = await cluster.guests.agent(vm.vmid, command, arguments or {})
+        async with asyncio.timeout(AGENT_S_MAX):
+            found = await cluster.guests.agent(vm.vmid, command, arguments or {})
+    except TimeoutError:  # which says nothing about the effect
+        raise Refused(f"VM {vm.vmid} qga command '{command}' failed - got timeout") from None
     except AgentAbsent:
         await cluster.spend("agent-absent")
         raise Refused("QEMU guest agent is not running") from None
