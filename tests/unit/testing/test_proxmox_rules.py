@@ -89,6 +89,30 @@ def test_a_half_made_clone_is_a_placeholder_outside_the_pool() -> None:
     assert (whole["name"], whole["description"], "lock" in whole) == ("box", "mark", False)
 
 
+def test_a_clone_that_is_stopped_tidies_up() -> None:
+    async def story(sim: Sim) -> list[Any]:
+        upid = await sim.token.data("POST", f"{VMS}/9000/clone", newid=101, pool="agentlab")
+        await asyncio.sleep(0.5)
+        await sim.token.data("DELETE", f"/nodes/pve1/tasks/{upid}")
+        await asyncio.sleep(1)
+        return [sim.cluster.tasks.tasks[upid].exitstatus, 101 in sim.cluster.vms]
+
+    assert simulate(story, latency=SECOND) == ["interrupted by signal", False]
+
+
+def test_a_clone_whose_node_goes_down_stays_behind_locked() -> None:
+    async def story(sim: Sim) -> list[Any]:
+        await sim.token.data("POST", f"{VMS}/9000/clone", newid=101, pool="agentlab")
+        await asyncio.sleep(0.5)
+        sim.cluster.node_offline("pve1")
+        await asyncio.sleep(1)
+        sim.cluster.node_online("pve1")
+        lock = (await sim.root.data("GET", f"{VMS}/101/config"))["lock"]
+        return [lock, await sim.root.done("DELETE", f"{VMS}/101")]
+
+    assert simulate(story, latency=SECOND) == ["clone", "VM is locked (clone)"]
+
+
 def test_an_id_is_free_again_as_soon_as_its_vm_is_gone() -> None:
     async def story(sim: Sim) -> list[Any]:
         first = await sim.clone(101)

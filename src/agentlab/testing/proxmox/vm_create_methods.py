@@ -54,8 +54,6 @@ async def _create(call: Call) -> Any:
     config = {"lock": "create"}
     vm = Vm(vmid=vmid, node=call.node, config=dict(config))
     call.cluster.vms[vmid] = vm
-    if pool is not None:
-        call.cluster.access.pools[pool].vms.add(vmid)
 
     async def work(task: Task) -> None:
         async with call.cluster.locks.of_vm(vmid).held(task.log):
@@ -64,9 +62,10 @@ async def _create(call: Call) -> Any:
                 await _fill(call, task, vm, wanted)
             except Refused as error:
                 del call.cluster.vms[vmid]
-                call.cluster.access.forget_vm(vmid)
                 raise Refused(f"unable to create VM {vmid} - {error.outcome}") from None
             del vm.config["lock"]
+            if pool is not None:
+                call.cluster.access.pools[pool].vms.add(vmid)
         if values.get("start"):
             task.log("Execute autostart")
             await start_vm(call.cluster, vm, task)
