@@ -137,7 +137,7 @@ class ProxmoxBackend:
                 return None
             record = await in_thread(lambda: self._cluster.records.read(sandbox))
             if record is None or not record.made:
-                return Observed(mark=mark, power=Power.STOPPED)
+                return Observed(mark=mark, power=Power.STOPPED, whole=False)
             status = await self._cluster.status(sandbox, record)
             return None if status is None else _observed(mark, record, status)
 
@@ -277,8 +277,7 @@ class ProxmoxBackend:
         status = await self._cluster.status(mark.sandbox, record)
         if status is None:
             raise Gone(f"VM {record.vmid} of {mark.sandbox} is gone", "Something other than AgentLab removed it.")
-        # A look may have found it on another node.
-        return await in_thread(lambda: records.read(mark.sandbox)) or record, status
+        return record, status
 
     async def _require_ours(self, mark: Mark, record: VmRecord) -> None:
         config = await self._cluster.config(record)
@@ -332,7 +331,7 @@ class ProxmoxBackend:
             status = await self._cluster.status(mark.sandbox, record)
             shown = "gone" if status is None else status.value
             raise Refused(
-                f"{error.cause} (VM {record.vmid} on {record.node} is {shown})",
+                f"{error.cause} (VM {record.vmid} on {self._cluster.node_of(record)} is {shown})",
                 f"See its console in the web interface.  {error.remedy}",
             ) from error
 
@@ -360,12 +359,12 @@ class ProxmoxBackend:
 
     async def _remove(self, mark: Mark, record: VmRecord) -> None:
         cluster = self._cluster
-        if not record.made and record.upid:
-            await cluster.tasks.wait(Upid.parse(record.upid), MAKE_S_MAX)
+        if not record.made:
+            if record.upid:
+                await cluster.tasks.wait(Upid.parse(record.upid), MAKE_S_MAX)
+            await self._maker.require_idle(record)
         config = await cluster.config(record)
         if config is None:
-            if not record.made:
-                await self._maker.require_idle(record)
             return
         if is_foreign(config, mark, record.recorded):
             log.warning(

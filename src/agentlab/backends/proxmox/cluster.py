@@ -45,6 +45,7 @@ class Cluster:
         self._seen_at = 0.0  # of the view, by the monotonic clock
         self._looking = asyncio.Lock()
         self._known: dict[SandboxId, tuple[VmStatus, float]] = {}
+        self._where: dict[int, str] = {}  # the node of each VM that was seen: they move without us
         self._clones: dict[str, asyncio.Semaphore] = {}
 
     # All of it
@@ -57,6 +58,7 @@ class Cluster:
                 began = self.clock.monotonic()
                 self.view = await observe(self.transport, self.clock.now())
                 self._seen_at = began
+                self._where = {vm.vmid: vm.node for vm in self.view.vms.values()}
             return self.view
 
     async def recent(self) -> ClusterView:
@@ -117,14 +119,22 @@ class Cluster:
 
     def path(self, record: VmRecord, *rest: str | int) -> str:
         """Of a VM, where it was last seen."""
-        return encode.path("nodes", record.node, "qemu", record.vmid, *rest)
+        return encode.path("nodes", self.node_of(record), "qemu", record.vmid, *rest)
+
+    def node_of(self, record: VmRecord) -> str:
+        """Where it was last seen; where it was made, if it was not seen since."""
+        return self._where.get(record.vmid, record.node)
 
     async def config(self, record: VmRecord) -> Mapping[str, object] | None:
         """Its configuration as it will be at the next start; None if there is no such VM."""
         return await self._of_vm(record, "config", "reading its configuration")
 
     async def status(self, sandbox: SandboxId, record: VmRecord) -> VmStatus | None:
-        """Its power now, or as one of our own calls has just made it; None if there is no such VM."""
+        """Its power now, or as one of our own calls has just made it; None if there is no such VM.
+
+        To a token a VM that is gone and one that it may not see are the same.  So absence is believed only if the
+        token still has its right to look at the pool.
+        """
         known = self._known.get(sandbox)
         if known is not None and self.clock.monotonic() - known[1] < KNOWN_S_MAX:
             return known[0]
@@ -158,22 +168,10 @@ class Cluster:
             return record
         return await in_thread(lambda: self.records.write(sandbox, changed))
 
-    async def located(self, sandbox: SandboxId, record: VmRecord) -> VmRecord | None:
-        """The record with the node where the VM is now, by a fresh look; None if it is nowhere.
-
-        To a token a VM that is gone and one that it may not see are the same.  So absence is believed only if the
-        token still has its right to look at the pool.
-        """
-        row = (await self.look()).vms.get(record.vmid)
-        if row is not None:
-            return await self.note(sandbox, record, node=row.node)
-        await self._require_sight()
-        return None
-
     async def _of_vm(self, record: VmRecord, what: str, doing: str) -> Mapping[str, object] | None:
-        path = self.path(record, *what.split("/"))
+        asked = self.node_of(record)
         try:
-            return lenient.row(await self.transport.call("GET", path))
+            return lenient.row(await self.transport.call("GET", self.path(record, *what.split("/"))))
         except ProxmoxError as error:
             kind = kind_of(error)
             if kind not in (Kind.GONE, Kind.PRIVILEGE, Kind.NODE_DOWN, Kind.MISSING):
@@ -182,11 +180,10 @@ class Cluster:
             if row is None and kind is not Kind.NODE_DOWN:
                 await self._require_sight()
                 return None
-            if row is None or row.node == record.node:
+            if row is None or row.node == asked:
                 raise translated(error, f"{doing} (VM {record.vmid})", self.grantee) from error
-            raise Unavailable(
-                f"VM {record.vmid} has moved from {record.node} to {row.node}", "The next try asks there."
-            ) from error
+            cause = f"VM {record.vmid} has moved from {asked} to {row.node}"
+            raise Unavailable(cause, "The next try asks there.") from error
 
     async def _require_sight(self) -> None:
         """Refused if the token may not see the pool: then nothing can be said of what is not seen."""

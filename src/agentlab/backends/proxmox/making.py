@@ -139,6 +139,7 @@ class Maker:
             vmid=vmid,
             node=placement.node,
             template=placement.copy.vmid,
+            asked=placement.copy.node,
             storage=placement.storage,
             memory_bytes=wanted.memory_bytes,
             cpus=wanted.cpus,
@@ -168,24 +169,24 @@ class Maker:
             end = await cluster.tasks.wait(Upid.parse(record.upid), CLONE_S_MAX)
             if end.ok:
                 return Clone.MADE
+        await self.require_idle(record)  # first: once nothing works on it, what is there stays as it is
         config = await cluster.config(record)
         if config is None:
-            await self.require_idle(record)
             return Clone.ABSENT
         verdict = is_ours(config, mark, record.recorded, record.vmid)
         if verdict.whose is Whose.FOREIGN:
             return Clone.TAKEN
         if verdict.whose is Whose.UNDECIDED or config.get("lock") in ("clone", "create"):
-            await self.require_idle(record)
+            vmid = record.vmid
             raise Refused(
-                f"VM {record.vmid} is half cloned, and no task works on it any more",
-                f"As root on {record.node}: qm unlock {record.vmid} && qm destroy {record.vmid} --purge",
+                f"VM {vmid} is half cloned, and no task works on it any more",
+                f"As root on {self._cluster.node_of(record)}: qm unlock {vmid} && qm destroy {vmid} --purge",
             )
         return Clone.MADE
 
     async def require_idle(self, record: VmRecord) -> None:
-        """Unavailable while a clone runs on its node that may be ours."""
-        path = encode.path("nodes", record.node, "tasks")
+        """Unavailable while a clone runs that may be ours: it shows nothing of itself until it has ended."""
+        path = encode.path("nodes", record.asked or record.node, "tasks")
         params: encode.Params = {"source": "active", "typefilter": "qmclone"}
         rows = await self._cluster.call("looking for the clone's task", "GET", path, params)
         user = self._cluster.grantee.user
