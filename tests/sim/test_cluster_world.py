@@ -1,4 +1,4 @@
-"""A whole daemon on virtual time, over the backend `proxmox` and a simulated cluster: nothing leaks, nothing foreign goes."""
+"""A daemon on virtual time over the backend `proxmox` and a simulated cluster: nothing leaks, nothing foreign goes."""
 
 from __future__ import annotations
 
