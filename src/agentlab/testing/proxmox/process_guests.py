@@ -59,7 +59,7 @@ while status=0; python3 -I -S -B /run/guest.pyz --resident /none --invitation /r
     [ $status -eq 5 ]; do :; done
 """
 # In the mount namespace of a guest: a disk, as the guest program looks for it.
-_APPEAR = 'mkdir -p /sys/block/$1 && echo "$2" > /sys/block/$1/serial && mknod -m 660 /dev/$1 b $3 $4'
+_APPEAR = 'mkdir -p /sys/block/$1 && echo "$2" > /sys/block/$1/serial && mknod /dev/$1 b $3 $4'
 _VANISH = '! grep -q "^/dev/$1 " /proc/mounts && rm -rf /sys/block/$1 /dev/$1'
 
 
