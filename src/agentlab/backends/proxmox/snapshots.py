@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from agentlab.backends.interface import BackendError, Gone, Refused
 from agentlab.backends.link.guests import Guests
@@ -54,7 +55,7 @@ class ClusterSnapshots:
             if await self._has_disks(mark.sandbox):
                 raise Refused("a workspace is plugged into it, which would be kept with it", "Detach the workspace.")
             await self._require_ours(mark, record)
-            params = {"snapname": name_on_cluster(name), "description": describe(name, mark)}
+            params = {"snapname": name_on_cluster(name), "description": describe(name, mark, self._cluster.clock.now())}
             doing, path = f"keeping VM {record.vmid}", self._cluster.path(record, "snapshot")
             async with self._still(mark.sandbox, status):
                 await self._cluster.patiently(doing, "POST", path, params, SNAPSHOT_S_MAX)
@@ -99,14 +100,14 @@ class ClusterSnapshots:
         rows = await self._cluster.call("listing snapshots", "GET", self._cluster.path(record, "snapshot"))
         found = []
         for row in lenient.rows(rows):
-            name = read_name(lenient.text(row, "description"))
-            if name is not None and not lenient.text(row, "snapstate"):  # what is half made or half gone has a state
+            ours = read(lenient.text(row, "description"))
+            if ours is not None and not lenient.text(row, "snapstate"):  # what is half made or half gone has a state
                 found.append(
                     Snapshot(
-                        name=name,
+                        name=ours.name,
                         memory=lenient.truth(row, "vmstate"),
                         bytes_count=0,  # the API does not tell
-                        taken_at=lenient.number(row, "snaptime"),
+                        taken_at=ours.taken_at or lenient.number(row, "snaptime"),
                     )
                 )
         return sorted(found, key=lambda each: (each.taken_at, each.name))
@@ -141,15 +142,26 @@ def name_on_cluster(name: str) -> str:
     return f"al_{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
 
-def describe(name: str, mark: Mark) -> str:
-    """What the snapshot is called, for us and for people."""
-    return json.dumps({_KEY: name, "sandbox": mark.sandbox}, separators=(",", ":"))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What we wrote into a snapshot's description; `taken_at` 0 if it does not say."""
+
+    name: str
+    taken_at: float
 
 
-def read_name(description: str) -> str | None:
-    """Our name of a snapshot; None if it is not one of ours."""
+def describe(name: str, mark: Mark, now: float) -> str:
+    """What the snapshot is called, for us and for people; and when, as the cluster counts in whole seconds."""
+    return json.dumps({_KEY: name, "sandbox": mark.sandbox, "taken_at": round(now, 3)}, separators=(",", ":"))
+
+
+def read(description: str) -> Described | None:
+    """What stands there; None if the snapshot is not one of ours."""
     try:
-        found = json.loads(description)[_KEY]
-    except (ValueError, KeyError, TypeError):
+        found = json.loads(description)
+        name, taken_at = found[_KEY], found.get("taken_at", 0)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found if isinstance(found, str) else None
+    if not isinstance(name, str):
+        return None
+    return Described(name=name, taken_at=float(taken_at) if isinstance(taken_at, int | float) else 0.0)

@@ -75,6 +75,7 @@ class ClusterWorkspaces:
     async def detach(self, mark: Mark, serial: str) -> None:
         """Write back, unmount, unplug."""
         async with self._lock(mark.sandbox), translated("detach"):
+            await self._verify(mark)
             for each in await self._of(mark.sandbox):
                 if each.serial == serial:
                     record = await self._running(mark)
@@ -84,6 +85,7 @@ class ClusterWorkspaces:
     async def list(self, mark: Mark) -> Sequence[WorkspaceDisk]:
         """By what we wrote down."""
         async with translated("workspaces"):
+            await self._verify(mark)
             return [
                 WorkspaceDisk(serial=each.serial, disk=each.volume, mount=each.mount)
                 for each in await self._of(mark.sandbox)
@@ -144,6 +146,10 @@ class ClusterWorkspaces:
             made = Plugged(volume=disk.disk, serial=disk.serial, mount=disk.mount, sandbox=mark.sandbox, key=free[0])
             await self._write(made)
             return made
+
+    async def _verify(self, mark: Mark) -> None:
+        """NotOurs for a mark that is not that of its sandbox; quiet about one that is not there."""
+        await in_thread(lambda: self._cluster.records.verify_home(mark))
 
     async def _of(self, sandbox: SandboxId) -> Sequence[Plugged]:
         return [each for each in await in_thread(self._read_all) if each.sandbox == sandbox]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from agentlab.testing.proxmox.cluster import Cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,14 @@ class GuestHost(Protocol):
     Methods that concern a running guest are called with the VM's config locked, as Proxmox VE does.
     """
 
+    async def opened(self, cluster: Cluster) -> None:
+        """The cluster begins.  It is to be told of guests that end by themselves, by `powered_off`."""
+        ...
+
+    async def closed(self) -> None:
+        """The cluster ends: nothing of its guests is left, in processes, mounts or network."""
+        ...
+
     async def started(self, machine: GuestMachine) -> None:
         """Start it.  Raises GuestFailed."""
         ...
@@ -90,6 +101,14 @@ class GuestHost(Protocol):
 
     async def resumed(self, vmid: int) -> None:
         """Let its processors go on."""
+        ...
+
+    async def plugged(self, vmid: int, disk: GuestDisk) -> None:
+        """One more disk, while it runs.  Raises GuestFailed."""
+        ...
+
+    async def unplugged(self, vmid: int, key: str) -> None:
+        """A disk is taken away while it runs.  Raises GuestFailed if the guest does not let go of it."""
         ...
 
     async def saved(self, vmid: int, state: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentlab.testing.proxmox import views
 from agentlab.testing.proxmox.cluster import Cluster
-from agentlab.testing.proxmox.drives import drives
+from agentlab.testing.proxmox.drives import Drive, drives
 from agentlab.testing.proxmox.guests import GuestDisk, GuestMachine, GuestNic
 from agentlab.testing.proxmox.kinds import parsed
 from agentlab.testing.proxmox.options import NIC, NIC_KIND, SMBIOS
@@ -27,10 +27,25 @@ def machine(cluster: Cluster, vm: Vm, state: Path | None = None) -> GuestMachine
         memory_bytes=views.memory_bytes(vm.config),
         smbios=smbios(vm.config),
         nics=tuple(_nics(vm.config)),
-        disks=tuple(_disks(cluster, vm)),
+        disks=tuple(disk(cluster, vm, each) for each in drives(vm.config)),
         agent=views.agent_enabled(vm.config),
         config=dict(vm.config),
         state=state,
+    )
+
+
+def disk(cluster: Cluster, vm: Vm, each: Drive) -> GuestDisk:
+    """One drive of a VM, and where its file really lies."""
+    store = cluster.stores.get(each.storage)
+    volume = None if store is None else store.find(vm.node, each.volume)
+    return GuestDisk(
+        key=each.key,
+        volid=each.file,
+        path=None if store is None or volume is None else store.real(vm.node, volume),
+        format="raw" if volume is None else volume.format,
+        size_bytes=0 if volume is None else volume.size,
+        cdrom=each.cdrom,
+        serial=each.settings.get("serial"),
     )
 
 
@@ -63,25 +78,6 @@ def _nics(config: Mapping[str, Any]) -> list[GuestNic]:
                 bridge=nic.get("bridge"),
                 firewall=bool(nic.get("firewall")),
                 tag=nic.get("tag"),
-            )
-        )
-    return found
-
-
-def _disks(cluster: Cluster, vm: Vm) -> list[GuestDisk]:
-    found = []
-    for each in drives(vm.config):
-        store = cluster.stores.get(each.storage)
-        volume = None if store is None else store.find(vm.node, each.volume)
-        found.append(
-            GuestDisk(
-                key=each.key,
-                volid=each.file,
-                path=None if store is None or volume is None else store.real(vm.node, volume),
-                format="raw" if volume is None else volume.format,
-                size_bytes=0 if volume is None else volume.size,
-                cdrom=each.cdrom,
-                serial=each.settings.get("serial"),
             )
         )
     return found

@@ -74,6 +74,8 @@ class ProxmoxSim:
             guests=self._guests,
             latency=self._latency,
         )
+        await self._guests.opened(self.cluster)
+        self._stack.push_async_callback(self._guests.closed)
         self.api, self.setup = Api(self.cluster), Setup(self.cluster)
         self.setup.add_storage("local", folder=self._folder)
         if self._firewall:

@@ -6,10 +6,13 @@ import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentlab.base.clock import Clock, sleep
-from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed, GuestMachine
+from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed, GuestDisk, GuestMachine
+
+if TYPE_CHECKING:
+    from agentlab.testing.proxmox.cluster import Cluster
 
 Answering = Callable[[GuestMachine, list[str], bytes], tuple[int, bytes, bytes]]
 
@@ -47,6 +50,12 @@ class SimulatedGuests:
     missing: frozenset[str] = frozenset({"/nonexistent"})
     guests: dict[int, _Guest] = field(default_factory=dict)
 
+    async def opened(self, cluster: Cluster) -> None:
+        return None
+
+    async def closed(self) -> None:
+        return None
+
     async def started(self, machine: GuestMachine) -> None:
         woken = "vmstate" in machine.config
         self.guests[machine.vmid] = _Guest(machine=machine, since=self.clock.monotonic(), woken=woken)
@@ -69,6 +78,12 @@ class SimulatedGuests:
 
     async def resumed(self, vmid: int) -> None:
         self.guests[vmid].paused = False
+
+    async def plugged(self, vmid: int, disk: GuestDisk) -> None:
+        return None
+
+    async def unplugged(self, vmid: int, key: str) -> None:
+        return None
 
     async def saved(self, vmid: int, state: Path | None) -> None:
         if state is not None:

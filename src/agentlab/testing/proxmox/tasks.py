@@ -126,6 +126,13 @@ class TaskBoard:
 
     async def _run(self, task: Task, work: Work, fault: Fault | None) -> None:
         try:
+            await self._work(task, work, fault)
+        finally:
+            if task.exitstatus is None:  # a mistake of the simulator's own, which is in the log
+                task.finish(DIED, self._clock.now())
+
+    async def _work(self, task: Task, work: Work, fault: Fault | None) -> None:
+        try:
             if fault is Fault.TASK_DIES:
                 return task.finish(DIED, self._clock.now())
             await self._spend("fork")

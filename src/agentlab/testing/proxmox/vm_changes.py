@@ -9,8 +9,9 @@ from typing import Any
 from agentlab.testing.proxmox import volumes
 from agentlab.testing.proxmox.cluster import Cluster
 from agentlab.testing.proxmox.drives import Drive, drive, free_unused, unused
-from agentlab.testing.proxmox.guests import AgentAbsent
+from agentlab.testing.proxmox.guests import AgentAbsent, GuestFailed
 from agentlab.testing.proxmox.kinds import parsed
+from agentlab.testing.proxmox.machine import disk
 from agentlab.testing.proxmox.options import DRIVE, NIC, NIC_KIND, OPTIONS, UNUSED, stored
 from agentlab.testing.proxmox.refusal import Refused, invalid
 from agentlab.testing.proxmox.state import Vm
@@ -126,11 +127,32 @@ async def _set_drive(cluster: Cluster, vm: Vm, each: Drive, log: Log) -> None:
     if not at_once:
         vm.pending[each.key] = text
     else:
-        if before is not None and before.file != found.file:
+        changed = before is None or before.file != found.file
+        if before is not None and changed:
+            await _unplugged(cluster, vm, each.key)
             _to_unused(cluster, vm, before)
+        if changed:
+            await _plugged(cluster, vm, found)
         vm.config[each.key] = text
     if new and found.cdrom and not vm.running:
         _append_boot(vm, each.key)
+
+
+async def _plugged(cluster: Cluster, vm: Vm, each: Drive) -> None:
+    """A running guest gets a disk that it did not begin with."""
+    if vm.running and not each.cdrom:
+        try:
+            await cluster.guests.plugged(vm.vmid, disk(cluster, vm, each))
+        except GuestFailed as error:
+            raise invalid({each.key: f"hotplug problem - {error}\n"}) from None
+
+
+async def _unplugged(cluster: Cluster, vm: Vm, key: str) -> None:
+    if vm.running and key in vm.config and not drive(key, str(vm.config[key])).cdrom:
+        try:
+            await cluster.guests.unplugged(vm.vmid, key)
+        except GuestFailed:
+            raise invalid({key: BUSY.format(key)}) from None
 
 
 async def settled(cluster: Cluster, node: str, vmid: int, each: Drive, log: Log) -> str:
@@ -174,6 +196,7 @@ async def _delete(cluster: Cluster, vm: Vm, key: str, force: bool, log: Log) -> 
     else:
         if vm.running and _hot(key):
             await cluster.spend("unplug")
+            await _unplugged(cluster, vm, key)
         _take_out(cluster, vm, key, force)
     _shorten_boot(vm, key)
 
