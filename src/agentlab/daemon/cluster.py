@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from agentlab.backends.link.certificate import provide
@@ -34,6 +36,7 @@ from agentlab.errors import PermissionMissing, SettingsInvalid
 from agentlab.model.ids import InstallationId, SandboxId
 
 TOKEN_BYTES_MAX = 4096
+KEPT_PORTS = (22, 8006)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ async def make_cluster(
         port_of=partial(cluster_port, installation, plan.addresses),
         look=lambda: check.look(cluster, CAPABILITIES),
         entropy=entropy,
-        walls=[endpoint_of(each) for each in settings.endpoints],
+        walls=await walls_of(settings, plan),
     )
     listen = host_port(settings.guest_listen)
     return ClusterParts(
@@ -90,6 +93,25 @@ async def make_cluster(
         guests=guests,
         listen=(str(listen[0]), listen[1]),
     )
+
+
+async def walls_of(settings: ProxmoxSettings, plan: ClusterPlan) -> list[tuple[str, int]]:
+    """What no sandbox may reach and what answers whoever does: the cluster's API, ports by which hosts are kept.
+
+    Names are looked up here, because a sandbox may not be able to; its own loopback is none of them.
+    """
+    found = [(str(host), port) for host in (plan.addresses.gateway, plan.link[0]) for port in KEPT_PORTS]
+    for host, port in map(endpoint_of, settings.endpoints):
+        try:
+            answers = await asyncio.get_running_loop().getaddrinfo(host, port)
+        except OSError:
+            continue  # whoever asks the API will say so
+        found += [(str(answer[4][0]), port) for answer in answers]
+    return [
+        (host, port)
+        for host, port in dict.fromkeys(found)
+        if isinstance(address := ip_address(host), IPv4Address) and not address.is_loopback
+    ]
 
 
 def endpoints(settings: ProxmoxSettings) -> list[Endpoint]:
