@@ -57,6 +57,12 @@ def each_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     yield from _shared(request.param)
 
 
+@pytest.fixture(scope="module", params=["oci", "qemu"])
+def limited_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """With each backend whose sandboxes have limits and a network of their own here: not processes that stand in."""
+    yield from _shared(request.param)
+
+
 def _shared(backend: str) -> Iterator[Lab]:
     folder = Path(tempfile.mkdtemp(prefix="al-", dir="/tmp"))
     with daemon_of(folder, backend) as daemon, daemon.client() as client:
