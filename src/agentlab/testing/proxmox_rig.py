@@ -1,8 +1,8 @@
 """Sandboxes on a simulated cluster for tests: a backend as the daemon makes it, with a token that may do no more.
 
-    async with proxmox_rig(tmp_path, guests=ProcessGuests(folder=tmp_path / "guests")) as rig:
-        spec = rig.spec()
-        await rig.backend.create(spec)
+async with proxmox_rig(tmp_path, guests=ProcessGuests(folder=tmp_path / "guests")) as rig:
+    spec = rig.spec()
+    await rig.backend.create(spec)
 """
 
 from __future__ import annotations
@@ -131,9 +131,7 @@ class ProxmoxRig:
         token_id, _, secret = self.secret.partition("=")
         endpoints = [_endpoint(url) for url in self.sim.endpoints.values()]
         trust = Trust(fingerprints=frozenset(self.sim.fingerprints.values()))
-        transport = Transport(
-            endpoints, trust, Token(id=token_id, secret=Secret(secret)), clock=clock, entropy=entropy
-        )
+        transport = Transport(endpoints, trust, Token(id=token_id, secret=Secret(secret)), clock=clock, entropy=entropy)
         records = Records(installation=self.installation, state=self.folder / "proxmox")
         records.prepare()
         return Cluster(transport, self.plan, records, clock, self.grantee)
@@ -180,7 +178,8 @@ class ProxmoxRig:
 
 def _endpoint(url: str) -> Endpoint:
     parts = urlsplit(url)
-    assert parts.hostname is not None and parts.port is not None
+    assert parts.hostname is not None
+    assert parts.port is not None
     return Endpoint(host=parts.hostname, port=parts.port)
 
 

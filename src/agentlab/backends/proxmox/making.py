@@ -10,7 +10,7 @@ import enum
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from agentlab.backends.interface import NotOurs, Refused, Unavailable
+from agentlab.backends.interface import Gone, NotOurs, Refused, Unavailable
 from agentlab.backends.proxmox import encode, lenient
 from agentlab.backends.proxmox.answers import NoAnswer, ProxmoxError
 from agentlab.backends.proxmox.cluster import Cluster
@@ -163,12 +163,9 @@ class Maker:
 
     async def _outcome(self, mark: Mark, record: VmRecord) -> Clone:
         """What is there of a clone that was asked for.  Unavailable while it is still being made."""
-        cluster = self._cluster
-        if record.upid:
-            end = await cluster.tasks.wait(Upid.parse(record.upid), CLONE_S_MAX)
-            if end.ok:
-                return Clone.MADE
-        config = await cluster.config(record)
+        if await self.ended(record):
+            return Clone.MADE
+        config = await self._cluster.config(record)
         if config is None:
             await self.require_idle(record)
             return Clone.ABSENT
@@ -177,23 +174,29 @@ class Maker:
             return Clone.TAKEN
         if verdict.whose is Whose.UNDECIDED or config.get("lock") in ("clone", "create"):
             await self.require_idle(record)
-            raise Refused(
-                f"VM {record.vmid} is half cloned, and no task works on it any more",
-                f"As root on {record.node}: qm unlock {record.vmid} && qm destroy {record.vmid} --purge",
-            )
+            raise half_cloned(record)
         return Clone.MADE
 
+    async def ended(self, record: VmRecord) -> bool:
+        """Wait for the end of the clone's task, if one is noted; whether it ended well.  Unavailable if it goes on."""
+        if not record.upid:
+            return False
+        try:
+            return (await self._cluster.tasks.wait(Upid.parse(record.upid), CLONE_S_MAX)).ok
+        except Gone:
+            return False  # nobody knows of it any more: what is there decides
+
     async def require_idle(self, record: VmRecord) -> None:
-        """Unavailable while a clone runs on its node that may be ours."""
-        path = encode.path("nodes", record.node, "tasks")
-        params: encode.Params = {"source": "active", "typefilter": "qmclone"}
-        rows = await self._cluster.call("looking for the clone's task", "GET", path, params)
-        user = self._cluster.grantee.user
-        mine = [
-            row for row in lenient.rows(rows) if lenient.text(row, "user").startswith(user) and not row.get("endtime")
-        ]
-        if mine:
-            raise Unavailable(f"VM {record.vmid} may still be being cloned", "The next try sees what became of it.")
+        """Unavailable while a clone runs that may be ours: it does so where the template is."""
+        view = await self._cluster.recent()
+        template = view.vms.get(record.template)
+        for node in sorted({record.node} | ({template.node} if template is not None else set())):
+            path = encode.path("nodes", node, "tasks")
+            params: encode.Params = {"source": "active", "typefilter": "qmclone"}
+            rows = lenient.rows(await self._cluster.call("looking for the clone's task", "GET", path, params))
+            user = self._cluster.grantee.user
+            if any(lenient.text(row, "user").startswith(user) and not row.get("endtime") for row in rows):
+                raise Unavailable(f"VM {record.vmid} may still be being cloned", "The next try sees what became of it.")
 
 
 class _Taken(Exception):
@@ -203,6 +206,14 @@ class _Taken(Exception):
 def _wanted(spec: SandboxSpec) -> Wanted:
     resources = spec.resources
     return Wanted(memory_bytes=resources.memory_bytes, cpus=resources.cpus, disk_bytes=resources.disk_bytes)
+
+
+def half_cloned(record: VmRecord) -> Refused:
+    """No token may remove what a clone left that died."""
+    return Refused(
+        f"VM {record.vmid} is half cloned, and no task works on it any more",
+        f"As root on {record.node}: qm unlock {record.vmid} && qm destroy {record.vmid} --purge",
+    )
 
 
 def require_ours(mark: Mark, record: VmRecord, config: Mapping[str, object]) -> None:

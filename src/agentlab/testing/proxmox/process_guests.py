@@ -206,7 +206,7 @@ class ProcessGuests:
         try:
             device = await self._loops.taken(disk.path)
             guest.disks[disk.key] = device
-            number = os.stat(device).st_rdev
+            number = device.stat().st_rdev
             where = (str(os.major(number)), str(os.minor(number)))
             await run([*_inside(guest), _APPEAR, "plug", disk.key, disk.serial or "", *where])
         except ProgramFailed as error:
