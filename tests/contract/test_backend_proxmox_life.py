@@ -20,7 +20,6 @@ from agentlab.testing.backend_contract import power_of, result_of, running
 from agentlab.testing.proxmox import state
 from agentlab.testing.proxmox.images import small_qcow2
 from agentlab.testing.proxmox.process_guests import ProcessGuests
-from agentlab.testing.proxmox.state import Vm
 from agentlab.testing.proxmox.units import GIB
 from agentlab.testing.proxmox_rig import ProxmoxRig, proxmox_rig
 
@@ -44,24 +43,6 @@ async def rig(tmp_path: Path, guests: ProcessGuests) -> AsyncIterator[ProxmoxRig
         yield rig
 
 
-async def up(rig: ProxmoxRig, spec: SandboxSpec) -> Vm:
-    """Brought up as the reconciler does it, with its network; its VM."""
-    port = rig.network.port(spec.mark.sandbox, spec.slot, spec.network)
-    await rig.backend.create(spec)
-    armed = await rig.backend.arm(spec)
-    assert armed.end is not None
-    await rig.network.attach(port, armed.end)
-    assert await rig.network.verify(port)
-    await rig.backend.start(spec.mark)
-    return vm_of(rig, spec)
-
-
-def vm_of(rig: ProxmoxRig, spec: SandboxSpec) -> Vm:
-    record = rig.cluster.records.read(spec.mark.sandbox)
-    assert record is not None
-    return rig.sim.cluster.vms[record.vmid]
-
-
 async def says(rig: ProxmoxRig, spec: SandboxSpec, *argv: str) -> str:
     status, out, err = await result_of(rig.backend, spec.mark, Command(argv=argv))
     assert status == 0, err
@@ -80,7 +61,7 @@ async def until(rig: ProxmoxRig, spec: SandboxSpec, power: Power) -> None:
 async def test_the_walls_stand_before_the_start_and_hold_the_sandboxes_own_address(rig: ProxmoxRig) -> None:
     spec = rig.spec(network=NetworkMode.NAT)
 
-    vm = await up(rig, spec)
+    vm = await rig.up(spec)
 
     address = str(rig.network.port(spec.mark.sandbox, spec.slot, NetworkMode.NAT).address)
     assert set(vm.firewall.ipsets[firewall.IPSET]) == {address}
@@ -90,7 +71,7 @@ async def test_the_walls_stand_before_the_start_and_hold_the_sandboxes_own_addre
 
 async def test_a_rule_that_somebody_adds_is_noticed_and_the_card_can_be_cut_off(rig: ProxmoxRig) -> None:
     spec = rig.spec(network=NetworkMode.NAT)
-    vm = await up(rig, spec)
+    vm = await rig.up(spec)
     port = rig.network.port(spec.mark.sandbox, spec.slot, NetworkMode.NAT)
 
     vm.firewall.rules.insert(0, {"type": "out", "action": "ACCEPT", "enable": 1})
@@ -110,7 +91,7 @@ async def test_a_rule_that_somebody_adds_is_noticed_and_the_card_can_be_cut_off(
 
 async def test_a_redeemed_invitation_leaves_the_configuration(rig: ProxmoxRig) -> None:
     spec = rig.spec()
-    vm = await up(rig, spec)
+    vm = await rig.up(spec)
 
     async with asyncio.timeout(SOON_S):
         while "serial" in str({**vm.config, **vm.pending}["smbios1"]):  # noqa: ASYNC110 - as above
@@ -127,7 +108,7 @@ async def test_a_redeemed_invitation_leaves_the_configuration(rig: ProxmoxRig) -
 
 async def test_a_sandbox_goes_on_under_the_next_daemon(rig: ProxmoxRig) -> None:
     spec = rig.spec()
-    await up(rig, spec)
+    await rig.up(spec)
     pid = await says(rig, spec, "sh", "-c", "sleep 300 >/dev/null 2>&1 & echo $!")
 
     await rig.home.begin()
@@ -140,7 +121,7 @@ async def test_a_sandbox_goes_on_under_the_next_daemon(rig: ProxmoxRig) -> None:
 
 async def test_what_switches_itself_off_is_seen_to_be_stopped_and_can_be_started_again(rig: ProxmoxRig) -> None:
     spec = rig.spec()
-    await up(rig, spec)
+    await rig.up(spec)
     await says(rig, spec, "sh", "-c", "echo kept > /root/file")
 
     control = rig.guests.linked(spec.mark.sandbox)
@@ -160,15 +141,15 @@ async def test_a_template_is_brought_once_and_an_old_one_goes(tmp_path: Path, gu
     image.disk.write_bytes(small_qcow2(GIB))
     async with proxmox_rig(tmp_path, guests=guests, image=image) as rig:
         first, second = rig.spec(), rig.spec()
-        await up(rig, first)
-        await up(rig, second)
+        await rig.up(first)
+        await rig.up(second)
         templates = [vm for vm in rig.sim.cluster.vms.values() if vm.is_template]
         uploads = [path for verb, path in rig.sim.cluster.calls if path.endswith("/upload") and verb == "POST"]
         await rig.backend.destroy(first.mark)
         await rig.backend.destroy(second.mark)
         rig.image = ClusterImage(digest=Digest("b" * 64), disk=image.disk, guest_version="2")
         third = rig.spec(template_digest=Digest("1" * 64))
-        await up(rig, third)
+        await rig.up(third)
         later = [vm for vm in rig.sim.cluster.vms.values() if vm.is_template]
 
         assert len(uploads) == 1
@@ -184,7 +165,7 @@ async def test_a_template_is_brought_once_and_an_old_one_goes(tmp_path: Path, gu
 
 async def test_a_persons_copy_of_a_sandbox_is_left_alone(rig: ProxmoxRig) -> None:
     spec = rig.spec()
-    vm = await up(rig, spec)
+    vm = await rig.up(spec)
     copy = rig.sim.cluster.human_clone(vm.vmid, 500)
     rig.sim.cluster.access.pools["agentlab"].vms.add(500)
 
@@ -198,7 +179,7 @@ async def test_a_persons_copy_of_a_sandbox_is_left_alone(rig: ProxmoxRig) -> Non
 
 async def test_a_number_that_was_given_to_somebody_else_is_not_touched(rig: ProxmoxRig) -> None:
     spec = rig.spec()
-    vm = await up(rig, spec)
+    vm = await rig.up(spec)
     await rig.sim.cluster.destroy(vm.vmid)
     rig.sim.cluster.human_clone(9000, vm.vmid, "theirs").power = state.Power.RUNNING
     rig.sim.cluster.access.pools["agentlab"].vms.add(vm.vmid)
@@ -214,7 +195,7 @@ async def test_a_number_that_was_given_to_somebody_else_is_not_touched(rig: Prox
 
 async def test_a_vm_that_was_removed_is_gone_and_its_sandbox_can_be_made_again(rig: ProxmoxRig) -> None:
     spec = rig.spec()
-    vm = await up(rig, spec)
+    vm = await rig.up(spec)
     await rig.sim.cluster.destroy(vm.vmid)
     rig.cluster.forget(spec.mark.sandbox)
 
@@ -222,7 +203,7 @@ async def test_a_vm_that_was_removed_is_gone_and_its_sandbox_can_be_made_again(r
         await rig.backend.stop(spec.mark, 1)
     seen = await rig.backend.list()
     await rig.backend.create(spec)
-    await up(rig, spec)
+    await rig.up(spec)
 
     assert [each.power for each in seen] == []
     assert await says(rig, spec, "echo", "again") == "again"
@@ -232,7 +213,7 @@ async def test_a_vm_that_was_moved_to_another_node_is_followed(tmp_path: Path, g
     async with proxmox_rig(tmp_path, guests=guests, sim={"nodes": ("pve1", "pve2")}) as rig:
         spec, store = rig.spec(), rig.sim.cluster.stores["local"]
         store.shared, store.volumes = True, {"": store.volumes["pve1"]}
-        vm = await up(rig, spec)
+        vm = await rig.up(spec)
         await rig.backend.stop(spec.mark, 0)
         await rig.sim.cluster.migrate(vm.vmid, "pve2")
         rig.cluster.forget(spec.mark.sandbox)
@@ -252,10 +233,10 @@ async def test_nothing_is_left_of_destroyed_sandboxes_nor_of_the_cluster(tmp_pat
     async with proxmox_rig(tmp_path, guests=guests) as rig:
         destroyed, left = rig.spec(network=NetworkMode.NAT), rig.spec()
         for spec in (destroyed, left):
-            await up(rig, spec)
+            await rig.up(spec)
         pids = [guest.init for guest in guests.guests.values()]
         await rig.backend.workspaces.attach(destroyed.mark, rig.disk()) if rig.backend.workspaces else None
-        gone = vm_of(rig, destroyed).vmid
+        gone = rig.vm_of(destroyed).vmid
         await rig.backend.destroy(destroyed.mark)
         volumes = rig.sim.cluster.stores["local"].on("pve1").values()
         assert [each for each in volumes if each.vmid == gone] == []

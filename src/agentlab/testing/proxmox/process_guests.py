@@ -19,7 +19,7 @@ from agentlab.base.files import remove_tree
 from agentlab.base.process import ProgramFailed, run
 from agentlab.base.pyz import build_guest_pyz
 from agentlab.base.tasks import in_thread
-from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed, GuestDisk, GuestFailed, GuestMachine
+from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed, GuestDisk, GuestFailed, GuestMachine, GuestNic
 from agentlab.testing.proxmox.loops import Loops
 from agentlab.testing.proxmox.trees import Tree, Trees
 from agentlab.testing.rootfs import test_rootfs
@@ -146,6 +146,9 @@ class ProcessGuests:
     async def resumed(self, vmid: int) -> None:
         self.guests[vmid].paused = False
         _all_of(self.guests[vmid].init, signal.SIGCONT)
+
+    async def rewired(self, vmid: int, nic: GuestNic) -> None:
+        return None
 
     async def saved(self, vmid: int, state: Path | None) -> None:
         if state is not None:
