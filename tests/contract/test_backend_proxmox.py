@@ -42,3 +42,20 @@ class OnSimulatedCluster:
 @pytest.mark.root
 class TestProxmox(OnSimulatedCluster, BackendContract, SnapshotContract, WorkspaceContract):
     version = "9.2"
+
+
+@pytest.mark.root
+class TestProxmox84(OnSimulatedCluster):
+    """Where the older version may differ: making, power, snapshots, further disks, removal."""
+
+    version = "8.4"
+    pytestmark = pytest.mark.anyio
+    snapshots, workspaces = SnapshotContract.snapshots, WorkspaceContract.workspaces
+
+    test_probe = BackendContract.test_probe_says_what_it_can_do
+    test_command = BackendContract.test_a_command_gives_its_output_and_status
+    test_disk = BackendContract.test_the_disk_outlives_a_stop
+    test_pause = BackendContract.test_a_paused_sandbox_can_be_stopped_and_destroyed
+    test_destroying = BackendContract.test_destroying_twice_is_quiet
+    test_snapshots = SnapshotContract.test_restoring_goes_back_and_forth
+    test_workspaces = WorkspaceContract.test_a_workspace_outlives_its_sandboxes

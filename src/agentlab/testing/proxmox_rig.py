@@ -155,6 +155,23 @@ class ProxmoxRig:
         )
         return replace(spec, **changes)
 
+    async def up(self, spec: SandboxSpec) -> Vm:
+        """Bring a sandbox up as the reconciler does, with its network; its VM."""
+        port = self.network.port(spec.mark.sandbox, spec.slot, spec.network)
+        await self.backend.create(spec)
+        armed = await self.backend.arm(spec)
+        assert armed.end is not None
+        await self.network.attach(port, armed.end)
+        assert await self.network.verify(port)
+        await self.backend.start(spec.mark)
+        return self.vm_of(spec)
+
+    def vm_of(self, spec: SandboxSpec) -> Vm:
+        """A sandbox's VM on the cluster."""
+        record = self.cluster.records.read(spec.mark.sandbox)
+        assert record is not None
+        return self.sim.cluster.vms[record.vmid]
+
     def disk(self) -> WorkspaceDisk:
         """An empty workspace, which belongs to a VM of the pool that never runs."""
         cluster, store = self.sim.cluster, self.sim.cluster.stores[STORAGE]
@@ -178,7 +195,8 @@ class ProxmoxRig:
 
 def _endpoint(url: str) -> Endpoint:
     parts = urlsplit(url)
-    assert parts.hostname is not None and parts.port is not None
+    assert parts.hostname is not None
+    assert parts.port is not None
     return Endpoint(host=parts.hostname, port=parts.port)
 
 

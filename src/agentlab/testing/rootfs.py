@@ -20,9 +20,9 @@ _VERSION = 1  # raise when the content shall change, so that machines build it a
 def test_rootfs(*more: str) -> Path:
     """The directory of a minimal Debian with Python, git and procps; treat it as read-only, others use it too.
 
-    `more` are further packages, each set of which has a directory of its own.  Lies below $AGENTLAB_TEST_CACHE (default ~/.cache/agentlab-tests).  The first caller on a machine builds it, in
-    about half a minute, while others wait.  Needs root, mmdebstrap and a Debian mirror, once.
-    Raises ProgramFailed if the build fails.
+    `more` are further packages; each set of them has a directory of its own, below $AGENTLAB_TEST_CACHE (default
+    ~/.cache/agentlab-tests).  The first caller on a machine builds it, in about half a minute, while others wait.
+    Needs root, mmdebstrap and a Debian mirror, once.  Raises ProgramFailed if the build fails.
     """
     cache = make_directory(test_cache())
     finished = cache / "-".join((f"rootfs-{SUITE}-{_VERSION}", *sorted(more)))

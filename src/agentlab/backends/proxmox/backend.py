@@ -15,17 +15,16 @@ from agentlab.backends.link.guests import Guests
 from agentlab.backends.proxmox.arming import Armory, PortOf, identity_of
 from agentlab.backends.proxmox.cluster import Cluster
 from agentlab.backends.proxmox.leak import require_walls
-from agentlab.backends.proxmox.making import MAKE_S_MAX, CopiesOf, Maker, require_ours
+from agentlab.backends.proxmox.making import MAKE_S_MAX, CopiesOf, Maker, half_cloned, require_ours
 from agentlab.backends.proxmox.observe import VmStatus
-from agentlab.backends.proxmox.ownership import is_foreign
+from agentlab.backends.proxmox.ownership import Whose, is_foreign, is_ours
 from agentlab.backends.proxmox.records import VmRecord
 from agentlab.backends.proxmox.snapshots import ClusterSnapshots
-from agentlab.backends.proxmox.tasks import Upid
 from agentlab.backends.proxmox.workspaces import ClusterWorkspaces
 from agentlab.backends.translation import translated
 from agentlab.base.clock import sleep
 from agentlab.base.entropy import Entropy
-from agentlab.base.tasks import in_thread
+from agentlab.base.tasks import TaskScope, in_thread
 from agentlab.model.ids import SandboxId
 from agentlab.model.network import Card
 from agentlab.model.sandbox import Mark, Observed, Power, SandboxSpec
@@ -85,6 +84,7 @@ class ProxmoxBackend:
         self._workspaces = ClusterWorkspaces(cluster, self._control, self._running, self._lock)
         self._snapshots = ClusterSnapshots(cluster, self._seen, self._lock, guests, self._workspaces.has_disks)
         self._locks: WeakValueDictionary[SandboxId, asyncio.Lock] = WeakValueDictionary()
+        self._scope = TaskScope("proxmox")
         self._fresh: set[SandboxId] = set()  # cloned by us a moment ago, and touched by nobody since
         self.step_s_max: Mapping[str, float] = {
             "create": MAKE_S_MAX,
@@ -259,6 +259,7 @@ class ProxmoxBackend:
             return ""
 
     async def close(self) -> None:
+        await self._scope.close()
         await self._guests.stop()
         await self._cluster.transport.close()
 
@@ -322,6 +323,17 @@ class ProxmoxBackend:
             raise
         await self._cluster.note(mark.sandbox, record, started=True)
         self._cluster.know(mark.sandbox, VmStatus.RUNNING)
+        self._scope.start(self._withdraw(mark), f"withdraw {mark.sandbox}")  # nobody has to wait for it
+
+    async def _withdraw(self, mark: Mark) -> None:
+        """Take the invitation, which was redeemed, out of what everybody may read who may see the VM."""
+        async with self._lock(mark.sandbox):
+            try:
+                record, status = await self._seen(mark)
+                if record.started and record.invited and status in _RUNS:
+                    await self._armory.withdraw(mark, record)
+            except BackendError as error:
+                log.warning("spent invitation stays", extra={"sandbox": mark.sandbox, "cause": error.cause})
 
     async def _home(self, mark: Mark, record: VmRecord) -> Control:
         try:
@@ -331,7 +343,7 @@ class ProxmoxBackend:
             status = await self._cluster.status(mark.sandbox, record)
             shown = "gone" if status is None else status.value
             raise Refused(
-                f"{error.cause} (VM {record.vmid} on {self._cluster.node_of(record)} is {shown})",
+                f"{error.cause} (VM {record.vmid} on {self._cluster.node(record)} is {shown})",
                 f"See its console in the web interface.  {error.remedy}",
             ) from error
 
@@ -360,12 +372,13 @@ class ProxmoxBackend:
     async def _remove(self, mark: Mark, record: VmRecord) -> None:
         cluster = self._cluster
         if not record.made:
-            if record.upid:
-                await cluster.tasks.wait(Upid.parse(record.upid), MAKE_S_MAX)
-            await self._maker.require_idle(record)
+            await self._maker.ended(record)
+            await self._maker.require_idle(record)  # first: once nothing works on it, what is there stays as it is
         config = await cluster.config(record)
         if config is None:
             return
+        if is_ours(config, mark, record.recorded, record.vmid).whose is Whose.UNDECIDED:
+            raise half_cloned(record)
         if is_foreign(config, mark, record.recorded):
             log.warning(
                 "a VM's number has become somebody else's", extra={"vmid": record.vmid, "sandbox": mark.sandbox}

@@ -6,10 +6,9 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TypeVar
 
-from agentlab.backends.interface import BackendError, Refused, Unavailable
+from agentlab.backends.interface import BackendError, Gone, Refused, Unavailable
 from agentlab.backends.proxmox import encode, lenient
 from agentlab.backends.proxmox.answers import ProxmoxError
 from agentlab.backends.proxmox.encode import Params
@@ -45,8 +44,9 @@ class Cluster:
         self._seen_at = 0.0  # of the view, by the monotonic clock
         self._looking = asyncio.Lock()
         self._known: dict[SandboxId, tuple[VmStatus, float]] = {}
-        self._where: dict[int, str] = {}  # the node of each VM that was seen: they move without us
         self._clones: dict[str, asyncio.Semaphore] = {}
+        self._moved: dict[tuple[int, str], str] = {}  # number and recorded node → where it was found instead
+        self._noting = asyncio.Lock()
 
     # All of it
 
@@ -58,7 +58,6 @@ class Cluster:
                 began = self.clock.monotonic()
                 self.view = await observe(self.transport, self.clock.now())
                 self._seen_at = began
-                self._where = {vm.vmid: vm.node for vm in self.view.vms.values()}
             return self.view
 
     async def recent(self) -> ClusterView:
@@ -117,13 +116,13 @@ class Cluster:
 
     # One VM
 
+    def node(self, record: VmRecord) -> str:
+        """Where a VM is, as far as is known: where it was made, or was found since."""
+        return self._moved.get((record.vmid, record.node), record.node)
+
     def path(self, record: VmRecord, *rest: str | int) -> str:
         """Of a VM, where it was last seen."""
-        return encode.path("nodes", self.node_of(record), "qemu", record.vmid, *rest)
-
-    def node_of(self, record: VmRecord) -> str:
-        """Where it was last seen; where it was made, if it was not seen since."""
-        return self._where.get(record.vmid, record.node)
+        return encode.path("nodes", self.node(record), "qemu", record.vmid, *rest)
 
     async def config(self, record: VmRecord) -> Mapping[str, object] | None:
         """Its configuration as it will be at the next start; None if there is no such VM."""
@@ -162,28 +161,33 @@ class Cluster:
         return None if row is None else row.status
 
     async def note(self, sandbox: SandboxId, record: VmRecord, **changes: object) -> VmRecord:
-        """Write a changed record; durable on return."""
-        changed = replace(record, **changes)  # type: ignore[arg-type]
-        if changed == record:
-            return record
-        return await in_thread(lambda: self.records.write(sandbox, changed))
+        """Write changes to what stands written; durable on return.  Somebody else may have noted something since."""
+        async with self._noting:
+            return await in_thread(lambda: self.records.change(sandbox, record, changes))
 
     async def _of_vm(self, record: VmRecord, what: str, doing: str) -> Mapping[str, object] | None:
-        asked = self.node_of(record)
-        try:
-            return lenient.row(await self.transport.call("GET", self.path(record, *what.split("/"))))
-        except ProxmoxError as error:
-            kind = kind_of(error)
-            if kind not in (Kind.GONE, Kind.PRIVILEGE, Kind.NODE_DOWN, Kind.MISSING):
-                raise translated(error, f"{doing} (VM {record.vmid})", self.grantee) from error
+        """Asked where it is; if it has been moved, asked again there.
+
+        To a token a VM that is gone and one that it may not see are the same.  So absence is believed only if the
+        token still has its right to look at the pool.
+        """
+        for found in (False, True):
+            node = self.node(record)
+            try:
+                return lenient.row(await self.transport.call("GET", self.path(record, *what.split("/"))))
+            except ProxmoxError as error:
+                failure, kind = translated(error, f"{doing} (VM {record.vmid})", self.grantee), kind_of(error)
+                if found or kind not in (Kind.GONE, Kind.PRIVILEGE, Kind.NODE_DOWN, Kind.MISSING):
+                    raise failure from error
             row = (await self.look()).vms.get(record.vmid)
             if row is None and kind is not Kind.NODE_DOWN:
                 await self._require_sight()
                 return None
-            if row is None or row.node == asked:
-                raise translated(error, f"{doing} (VM {record.vmid})", self.grantee) from error
-            cause = f"VM {record.vmid} has moved from {asked} to {row.node}"
-            raise Unavailable(cause, "The next try asks there.") from error
+            if row is None or row.node == node:
+                raise _unless_gone(failure, record, node)
+            log.info("VM was moved", extra={"vmid": record.vmid, "from": node, "to": row.node})
+            self._moved[record.vmid, record.node] = row.node
+        raise AssertionError("unreachable")
 
     async def _require_sight(self) -> None:
         """Refused if the token may not see the pool: then nothing can be said of what is not seen."""
@@ -195,6 +199,13 @@ class Cluster:
                 f"the token may not see the VMs of {where}: the cluster shows none of them",
                 "`agentlab doctor` names each missing privilege and the command that grants it.",
             )
+
+
+def _unless_gone(failure: BackendError, record: VmRecord, node: str) -> BackendError:
+    """What is still to be seen is not gone, whatever the words were: it is being moved, made or removed."""
+    if isinstance(failure, Gone):
+        return Unavailable(f"{failure.cause}; the cluster still shows it on {node}", "The next look decides.")
+    return failure
 
 
 def power_of(answer: Mapping[str, object]) -> VmStatus:

@@ -10,7 +10,7 @@ import enum
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from agentlab.backends.interface import NotOurs, Refused, Unavailable
+from agentlab.backends.interface import Gone, NotOurs, Refused, Unavailable
 from agentlab.backends.proxmox import encode, lenient
 from agentlab.backends.proxmox.answers import NoAnswer, ProxmoxError
 from agentlab.backends.proxmox.cluster import Cluster
@@ -164,25 +164,27 @@ class Maker:
 
     async def _outcome(self, mark: Mark, record: VmRecord) -> Clone:
         """What is there of a clone that was asked for.  Unavailable while it is still being made."""
-        cluster = self._cluster
-        if record.upid:
-            end = await cluster.tasks.wait(Upid.parse(record.upid), CLONE_S_MAX)
-            if end.ok:
-                return Clone.MADE
+        if await self.ended(record):
+            return Clone.MADE
         await self.require_idle(record)  # first: once nothing works on it, what is there stays as it is
-        config = await cluster.config(record)
+        config = await self._cluster.config(record)
         if config is None:
             return Clone.ABSENT
         verdict = is_ours(config, mark, record.recorded, record.vmid)
         if verdict.whose is Whose.FOREIGN:
             return Clone.TAKEN
         if verdict.whose is Whose.UNDECIDED or config.get("lock") in ("clone", "create"):
-            vmid = record.vmid
-            raise Refused(
-                f"VM {vmid} is half cloned, and no task works on it any more",
-                f"As root on {self._cluster.node_of(record)}: qm unlock {vmid} && qm destroy {vmid} --purge",
-            )
+            raise half_cloned(record)
         return Clone.MADE
+
+    async def ended(self, record: VmRecord) -> bool:
+        """Wait for the end of the clone's task, if one is noted; whether it ended well.  Unavailable if it goes on."""
+        if not record.upid:
+            return False
+        try:
+            return (await self._cluster.tasks.wait(Upid.parse(record.upid), CLONE_S_MAX)).ok
+        except Gone:
+            return False  # nobody knows of it any more: what is there decides
 
     async def require_idle(self, record: VmRecord) -> None:
         """Unavailable while a clone runs that may be ours: it shows nothing of itself until it has ended."""
@@ -204,6 +206,14 @@ class _Taken(Exception):
 def _wanted(spec: SandboxSpec) -> Wanted:
     resources = spec.resources
     return Wanted(memory_bytes=resources.memory_bytes, cpus=resources.cpus, disk_bytes=resources.disk_bytes)
+
+
+def half_cloned(record: VmRecord) -> Refused:
+    """No token may remove what a clone left that died."""
+    return Refused(
+        f"VM {record.vmid} is half cloned, and no task works on it any more",
+        f"As root on {record.node}: qm unlock {record.vmid} && qm destroy {record.vmid} --purge",
+    )
 
 
 def require_ours(mark: Mark, record: VmRecord, config: Mapping[str, object]) -> None:

@@ -4,8 +4,8 @@ only what stands here beforehand is ours."""
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 
 from agentlab.backends.ownership import MarkedFolders
 from agentlab.backends.proxmox.ownership import Recorded
@@ -74,6 +74,17 @@ class Records(MarkedFolders):
         """Durable on return.  Raises OSError."""
         write_atomic(self.home(sandbox) / RECORD, json.dumps(asdict(record)).encode())
         return record
+
+    def change(self, sandbox: SandboxId, record: VmRecord, changes: Mapping[str, object]) -> VmRecord:
+        """Write changes to what stands there; `record` is what the caller knows of it.  Durable on return.
+
+        Nothing is written of a VM that is no longer the sandbox's.
+        """
+        standing = self.read(sandbox)
+        changed = replace(standing if standing is not None else record, **changes)  # type: ignore[arg-type]
+        if standing is not None and standing.vmid != record.vmid:
+            return replace(record, **changes)  # type: ignore[arg-type]
+        return changed if changed == standing else self.write(sandbox, changed)
 
     def all(self) -> Iterator[tuple[Mark, VmRecord | None]]:
         """Of all sandboxes of this installation."""

@@ -21,6 +21,7 @@ class GuestNic:
     bridge: str | None
     firewall: bool
     tag: int | None = None
+    link_down: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +110,10 @@ class GuestHost(Protocol):
 
     async def unplugged(self, vmid: int, key: str) -> None:
         """A disk is taken away while it runs.  Raises GuestFailed if the guest does not let go of it."""
+        ...
+
+    async def rewired(self, vmid: int, nic: GuestNic) -> None:
+        """A card of the same model and address has other settings, while the guest runs."""
         ...
 
     async def saved(self, vmid: int, state: Path | None) -> None:

@@ -26,7 +26,7 @@ def machine(cluster: Cluster, vm: Vm, state: Path | None = None) -> GuestMachine
         cores=views.cores(vm.config),
         memory_bytes=views.memory_bytes(vm.config),
         smbios=smbios(vm.config),
-        nics=tuple(_nics(vm.config)),
+        nics=tuple(card(key, str(vm.config[key])) for key in sorted(vm.config) if NIC.fullmatch(key)),
         disks=tuple(disk(cluster, vm, each) for each in drives(vm.config)),
         agent=views.agent_enabled(vm.config),
         config=dict(vm.config),
@@ -66,18 +66,15 @@ def _decoded(given: str) -> str:
         return given
 
 
-def _nics(config: Mapping[str, Any]) -> list[GuestNic]:
-    found = []
-    for key in sorted(key for key in config if NIC.fullmatch(key)):
-        nic = parsed(NIC_KIND, str(config[key]))
-        found.append(
-            GuestNic(
-                key=key,
-                model=str(nic["model"]),
-                mac=str(nic["macaddr"]),
-                bridge=nic.get("bridge"),
-                firewall=bool(nic.get("firewall")),
-                tag=nic.get("tag"),
-            )
-        )
-    return found
+def card(key: str, text: str) -> GuestNic:
+    """One network card of a VM."""
+    found = parsed(NIC_KIND, text)
+    return GuestNic(
+        key=key,
+        model=str(found["model"]),
+        mac=str(found["macaddr"]),
+        bridge=found.get("bridge"),
+        firewall=bool(found.get("firewall")),
+        tag=found.get("tag"),
+        link_down=bool(found.get("link_down")),
+    )

@@ -20,7 +20,7 @@ from agentlab.base.process import ProgramFailed, run
 from agentlab.base.pyz import build_guest_pyz
 from agentlab.base.tasks import in_thread
 from agentlab.testing.proxmox.burrow import Burrow
-from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed, GuestDisk, GuestFailed, GuestMachine
+from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed, GuestDisk, GuestFailed, GuestMachine, GuestNic
 from agentlab.testing.proxmox.loops import Loops
 from agentlab.testing.proxmox.trees import Tree, Trees
 from agentlab.testing.rootfs import test_rootfs
@@ -157,6 +157,9 @@ class ProcessGuests:
         self.guests[vmid].paused = False
         _all_of(self.guests[vmid].init, signal.SIGCONT)
 
+    async def rewired(self, vmid: int, nic: GuestNic) -> None:
+        return None
+
     async def saved(self, vmid: int, state: Path | None) -> None:
         if state is not None:
             state.touch()
@@ -240,7 +243,7 @@ class ProcessGuests:
         try:
             device = await self._loops.taken(disk.path)
             guest.disks[disk.key] = device
-            number = os.stat(device).st_rdev
+            number = device.stat().st_rdev
             where = (str(os.major(number)), str(os.minor(number)))
             await run([*_inside(guest), _APPEAR, "plug", disk.key, disk.serial or "", *where])
         except ProgramFailed as error:

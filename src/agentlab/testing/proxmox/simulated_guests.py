@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentlab.base.clock import Clock, sleep
-from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed, GuestDisk, GuestMachine
+from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed, GuestDisk, GuestMachine, GuestNic
 
 if TYPE_CHECKING:
     from agentlab.testing.proxmox.cluster import Cluster
@@ -83,6 +83,9 @@ class SimulatedGuests:
         return None
 
     async def unplugged(self, vmid: int, key: str) -> None:
+        return None
+
+    async def rewired(self, vmid: int, nic: GuestNic) -> None:
         return None
 
     async def saved(self, vmid: int, state: Path | None) -> None:

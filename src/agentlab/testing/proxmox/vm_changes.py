@@ -11,7 +11,7 @@ from agentlab.testing.proxmox.cluster import Cluster
 from agentlab.testing.proxmox.drives import Drive, drive, free_unused, unused
 from agentlab.testing.proxmox.guests import AgentAbsent, GuestFailed
 from agentlab.testing.proxmox.kinds import parsed
-from agentlab.testing.proxmox.machine import disk
+from agentlab.testing.proxmox.machine import card, disk
 from agentlab.testing.proxmox.options import DRIVE, NIC, NIC_KIND, OPTIONS, UNUSED, stored
 from agentlab.testing.proxmox.refusal import Refused, invalid
 from agentlab.testing.proxmox.state import Vm
@@ -99,6 +99,8 @@ async def _set_nic(cluster: Cluster, vm: Vm, key: str, text: str) -> None:
             vm.pending[key] = value
             raise invalid({key: BUSY.format(key)})
         await cluster.spend("unplug")
+    elif vm.running and before is not None:
+        await cluster.guests.rewired(vm.vmid, card(key, value))
     _set(vm, key, value)
 
 
