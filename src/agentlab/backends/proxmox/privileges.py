@@ -153,9 +153,10 @@ def of_version(version: int) -> tuple[Privilege, ...]:
     return tuple(each for each in PRIVILEGES if known in each.versions)
 
 
-def role_privileges(where: Where, version: int) -> tuple[str, ...]:
-    """What the role of a place holds, in order."""
-    return tuple(sorted({each.name for each in of_version(version) if each.where is where}))
+def role_privileges(where: Where, version: int, *, optional: bool = True) -> tuple[str, ...]:
+    """What the role of a place holds, in order; with or without what is optional."""
+    rows = (each for each in of_version(version) if each.where is where and (optional or not each.optional))
+    return tuple(sorted({each.name for each in rows}))
 
 
 def grant(path: str, role: str, grantee: Grantee) -> str:
@@ -191,8 +192,24 @@ def lacking(permissions: Mapping[str, object], grantee: Grantee) -> list[Lack]:
         Lack(privilege=row, path=path, command=remedy(path, [row.name], grantee))
         for row in of_version(grantee.version)
         for path in grantee.paths(row.where)
-        if not _held(permissions, path, row.name)
+        if not held(permissions, path, row.name)
     ]
+
+
+def held(permissions: Mapping[str, object], path: str, name: str) -> bool:
+    """Whether `permissions`, as `GET /access/permissions` tells them, hold a privilege at a path.
+
+    By the most specific entry that there is; one further up counts only if it is handed down.
+    """
+    at = path
+    while True:
+        entry = permissions.get(at or "/")
+        if isinstance(entry, Mapping):
+            flag = entry.get(name)
+            return flag is not None and (at == path or str(flag) == "1")
+        if not at:
+            return False
+        at = at.rpartition("/")[0]
 
 
 def _place(path: str, names: Sequence[str], grantee: Grantee) -> tuple[Where | None, str]:
@@ -206,21 +223,8 @@ def _place(path: str, names: Sequence[str], grantee: Grantee) -> tuple[Where | N
     kinds = {"/storage/": Where.STORAGE, "/sdn/zones/": Where.NETWORK, "/nodes": Where.NODES, "/vms/": Where.TEMPLATE}
     for prefix, where in kinds.items():
         if path.startswith(prefix):
-            held = [each for each in (where, Where.UPLOADS) if prefix == "/storage/" or each is where]
-            for each in held:
+            fitting = [each for each in (where, Where.UPLOADS) if prefix == "/storage/" or each is where]
+            for each in fitting:
                 if any(name in role_privileges(each, grantee.version) for name in names):
                     return each, path if where is not Where.NODES else "/nodes"
     return None, path
-
-
-def _held(permissions: Mapping[str, object], path: str, name: str) -> bool:
-    """By the most specific entry that there is; one further up counts only if it is handed down."""
-    at = path
-    while True:
-        entry = permissions.get(at or "/")
-        if isinstance(entry, Mapping):
-            flag = entry.get(name)
-            return flag is not None and (at == path or str(flag) == "1")
-        if not at:
-            return False
-        at = at.rpartition("/")[0]
