@@ -276,7 +276,7 @@ async def test_somebody_who_may_not_set_up_is_told_before_anything_is_changed(on
     before = on9.written()
     on9.person = Scripted(password="long enough")
 
-    with pytest.raises(SetupFailed, match="lacks Permissions.Modify, Sys.Modify"):
+    with pytest.raises(SetupFailed, match=r"lacks Permissions\.Modify, Sys\.Modify"):
         await on9.set_up(admin="kim@pve")
 
     assert on9.written() == before

@@ -38,7 +38,7 @@ PROXMOX: tuple[OptionRow, ...] = (
     OptionRow(name="--endpoint", kind="list", metavar="URL", help="Such as https://pve1.example.org:8006."),
     OptionRow(name="--fingerprint", kind="list", metavar="SHA256", help="See `pvenode cert info`."),
     OptionRow(name="--ca-file", metavar="PATH", help="Instead: a copy of /etc/pve/pve-root-ca.pem."),
-    OptionRow(name="--admin", metavar="USER", default="root@pam", help="Who logs in, once; or a token: user@realm!name."),
+    OptionRow(name="--admin", metavar="USER", default="root@pam", help="Who logs in, once; or a token's id."),
     OptionRow(name="--pool", metavar="NAME", default="agentlab", help="The pool that sandboxes belong to."),
     OptionRow(name="--storage", metavar="NAME", default="local-lvm", help="The storage of sandboxes' disks."),
     OptionRow(name="--uploads", metavar="NAME", default="local", help="The storage that takes images of templates."),

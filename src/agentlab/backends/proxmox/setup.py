@@ -22,8 +22,8 @@ IMPORT_TYPES = frozenset({"dir", "nfs", "cifs", "cephfs", "btrfs"})  # storages 
 class Wanted:
     """What is asked for.  `zone` None: the one that the bridge is found in.
 
-    `token_works`: the secret at hand is accepted.  `minimal`: without what AgentLab can do without.  `access_assured`: somebody answers for it that the nodes can still
-    be reached once the datacenter's firewall is on.
+    `token_works`: the secret at hand is accepted.  `minimal`: without what AgentLab can do without.
+    `access_assured`: somebody answers for it that the nodes can still be reached once the datacenter's firewall is on.
     """
 
     grantee: Grantee
@@ -280,8 +280,8 @@ def script(wanted: Wanted) -> list[str]:
         ]
     enable = step.enable_firewall(accepting=True, digest="").command
     lines += [
-        "# Without the datacenter's firewall no sandbox has walls.  VMs whose own firewall is enabled get it, too.  With",
-        "# this line the nodes go on to accept everything; without policy_in it may lock you out of ports 8006 and 22.",
+        "# Without the datacenter's firewall no sandbox has walls.  VMs whose own firewall is enabled get it, too.",
+        "# With this line the nodes go on to accept everything; without policy_in it may lock you out of ports 8006 and 22.",
         enable if wanted.enable_firewall else f"# {enable}",
     ]
     return lines
