@@ -281,7 +281,7 @@ def script(wanted: Wanted) -> list[str]:
     enable = step.enable_firewall(accepting=True, digest="").command
     lines += [
         "# Without the datacenter's firewall no sandbox has walls.  VMs whose own firewall is enabled get it, too.",
-        "# With this line the nodes go on to accept everything; without policy_in it may lock you out of ports 8006 and 22.",
+        "# With this line the nodes go on to accept everything; without policy_in it may lock you out of 8006 and 22.",
         enable if wanted.enable_firewall else f"# {enable}",
     ]
     return lines
