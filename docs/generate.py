@@ -389,6 +389,12 @@ optional make AgentLab better, not possible; `agentlab setup proxmox --minimal` 
     return "\n\n".join(parts)
 
 
+def _need(row: proxmox.Privilege) -> str:
+    if row.builds:
+        return "needed, unless you made the templates"
+    return "optional" if row.optional else "needed"
+
+
 def proxmox_kinds() -> str:
     """What Proxmox VE's texts mean, from the table that reads them."""
     tried = {Unavailable: "tried again", Refused: "not tried again", Gone: "looked for again"}

@@ -177,7 +177,7 @@ async def test_each_privilege_that_is_taken_away_is_named_and_its_command_repair
             await on.as_administrator(calls([command]))
 
             assert named.name == f"right {row.name}"
-            assert named.fatal is not row.optional
+            assert named.fatal is (not row.optional or row.builds)
             assert row.needed_for in named.detail
             assert await findings(parts) == []
         finally:
@@ -314,3 +314,17 @@ async def test_the_program_tells_errors_with_cause_and_remedy(on9: Bench, tmp_pa
 async def test_an_address_where_nobody_answers_is_told(on9: Bench) -> None:
     with pytest.raises(SetupFailed, match="cannot connect"):
         await on9.set_up(endpoints=[Endpoint(host="127.0.0.1", port=1)], trust=None)
+
+
+async def test_the_least_is_enough_for_all_that_the_backend_does(on: Bench) -> None:
+    parts = await daemon(on, await on.set_up(minimal=True))
+    try:
+        wanted = spec(parts)
+        await parts.backend.probe()
+        await parts.backend.create(wanted)
+        await parts.backend.arm(wanted)
+        await parts.backend.destroy(wanted.mark)
+
+        assert [each.name for each in await findings(parts) if each.fatal] == []
+    finally:
+        await parts.backend.close()

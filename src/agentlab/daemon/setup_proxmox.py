@@ -62,7 +62,7 @@ class Outcome:
     @property
     def good(self) -> bool:
         """Whether nothing is missing without which sandboxes cannot be made."""
-        lacks = [each for each in self.lacks or () if not each.privilege.optional]
+        lacks = [each for each in self.lacks or () if each.privilege.essential(self.plan.grantee)]
         return not lacks and not self.plan.refusals
 
 

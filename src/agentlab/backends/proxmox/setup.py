@@ -112,7 +112,7 @@ def _roles(wanted: Wanted, seen: Seen) -> Part:
     for where in Where:
         if not grantee.paths(where):
             continue
-        name, needed = ROLES[where], role_privileges(where, grantee.version, optional=not wanted.minimal)
+        name, needed = ROLES[where], role_privileges(where, grantee.version, grantee if wanted.minimal else None)
         found = seen.roles.get(name)
         if found is None:
             yield step.make_role(name, needed)
