@@ -393,6 +393,14 @@ class PreflightFailed(AgentLabError):
     remedy = "{what_to_do}"
 
 
+class SetupFailed(AgentLabError):
+    """Setting something up for AgentLab was refused or did not come to its end.  Run again, it goes on from there."""
+
+    code, status, exit_code = "setup/failed", 502, 9
+    message = "Setting up {what} failed: {cause}"
+    remedy = "{what_to_do}"
+
+
 def _subclasses(of: type[AgentLabError]) -> list[type[AgentLabError]]:
     direct = of.__subclasses__()
     return direct + [below for each in direct for below in _subclasses(each)]
