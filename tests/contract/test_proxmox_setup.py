@@ -77,7 +77,7 @@ async def test_what_is_optional_can_be_left_out(on9: Bench) -> None:
     outcome = await on9.set_up(minimal=True)
 
     assert outcome.lacks is not None
-    assert {each.privilege.name for each in outcome.lacks} == {"VM.Console", "Datastore.Allocate"}
+    assert {each.privilege.name for each in outcome.lacks} == {"Datastore.Allocate", "VM.GuestAgent.Unrestricted"}
     assert outcome.good
 
 
