@@ -212,7 +212,8 @@ def _past(cluster: Cluster, row: Row) -> None:
         return
     task = Task(
         upid=row["upid"], node=row["node"], pid=row.get("pid", 1), pstart=row.get("pstart", 1),
-        starttime=row["starttime"], type=row["type"], id=row["id"], caller=Caller(user=row["user"], token=row.get("tokenid")),
+        starttime=row["starttime"], type=row["type"], id=row["id"],
+        caller=Caller(user=row["user"], token=row.get("tokenid")),
     )  # fmt: skip
     task.exitstatus, task.endtime = row["status"], row["endtime"]
     cluster.tasks.tasks[row["upid"]] = task

@@ -125,7 +125,7 @@ class Replay:
                 self._finish(row)
 
     def _arm(self, index: int, upid: str) -> None:
-        """Where a task met the clean-up of an old process, let the lock be held as it was then: a race that was seen."""
+        """Where a task met the clean-up of an old process, which is a race, let the lock be held as it was then."""
         vmid = re.search(r"/qemu/(\d+)", self.rows[index]["path"])
         ends = (
             row for row in self.rows[index + 1 :] if upid in unquote(row["path"]) and row["path"].endswith("/status")

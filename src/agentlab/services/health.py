@@ -96,7 +96,8 @@ class Health:
             ),
             self._disk(),
         ]
-        for name, probe in zip(self._backends, probes, strict=True):
+        for (name, entry), probe in zip(self._backends.items(), probes, strict=True):
+            entry.probe = probe
             for each in probe.findings:
                 named = f"{name}: {each.name}"
                 fatal = each.fatal and name == self._default_backend  # without another one work goes on

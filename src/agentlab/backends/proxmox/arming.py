@@ -77,6 +77,8 @@ class Armory:
             "memory": resources.memory_bytes >> 20,
             "balloon": 0,
             "onboot": False,
+            # A guest that reboots would show its invitation again, which would look like a theft: its machine ends.
+            "reboot": False,
         }
 
     async def _grow(self, sandbox: SandboxId, record: VmRecord) -> VmRecord:

@@ -137,7 +137,7 @@ class ProxmoxBackend:
                 return None
             record = await in_thread(lambda: self._cluster.records.read(sandbox))
             if record is None or not record.made:
-                return Observed(mark=mark, power=Power.STOPPED)
+                return Observed(mark=mark, power=Power.STOPPED, whole=False)
             status = await self._cluster.status(sandbox, record)
             return None if status is None else _observed(mark, record, status)
 
@@ -278,8 +278,7 @@ class ProxmoxBackend:
         status = await self._cluster.status(mark.sandbox, record)
         if status is None:
             raise Gone(f"VM {record.vmid} of {mark.sandbox} is gone", "Something other than AgentLab removed it.")
-        # A look may have found it on another node.
-        return await in_thread(lambda: records.read(mark.sandbox)) or record, status
+        return record, status
 
     async def _require_ours(self, mark: Mark, record: VmRecord) -> None:
         config = await self._cluster.config(record)
@@ -344,7 +343,7 @@ class ProxmoxBackend:
             status = await self._cluster.status(mark.sandbox, record)
             shown = "gone" if status is None else status.value
             raise Refused(
-                f"{error.cause} (VM {record.vmid} on {record.node} is {shown})",
+                f"{error.cause} (VM {record.vmid} on {self._cluster.node_of(record)} is {shown})",
                 f"See its console in the web interface.  {error.remedy}",
             ) from error
 
@@ -374,14 +373,12 @@ class ProxmoxBackend:
         cluster = self._cluster
         if not record.made:
             await self._maker.ended(record)
+            await self._maker.require_idle(record)
         config = await cluster.config(record)
         if config is None:
-            if not record.made:
-                await self._maker.require_idle(record)
             return
-        if is_ours(config, mark, record.recorded, record.vmid).whose is Whose.UNDECIDED:
-            await self._maker.require_idle(record)
-            raise half_cloned(record)
+        if not record.made and is_ours(config, mark, record.recorded, record.vmid).whose is Whose.UNDECIDED:
+            raise half_cloned(record, cluster.node_of(record))
         if is_foreign(config, mark, record.recorded):
             log.warning(
                 "a VM's number has become somebody else's", extra={"vmid": record.vmid, "sandbox": mark.sandbox}

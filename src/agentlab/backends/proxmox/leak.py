@@ -47,6 +47,8 @@ while asked and (left := end - time.monotonic()) > 0:
 
 async def reached(control: Control, targets: Sequence[tuple[str, int]]) -> list[str]:
     """Those of the targets that the guest gets an answer from.  Unavailable if it cannot be asked."""
+    if not targets:
+        return []
     argv = ("python3", "-I", "-S", "-c", _PROGRAM, json.dumps(targets[:TARGETS_MAX]), str(ANSWER_S))
     said = b""
     async with asyncio.timeout(PROGRAM_S_MAX), control.running(Command(argv=argv)) as execution:

@@ -100,6 +100,7 @@ class Maker:
                 raise _Taken
             raise end.failure(doing, cluster.grantee)
         cluster.know(mark.sandbox, VmStatus.STOPPED)
+        cluster.placed(record)
         return await cluster.note(mark.sandbox, record, made=True, upid="")
 
     async def _refused(self, mark: Mark, record: VmRecord, error: ProxmoxError, doing: str) -> None:
@@ -139,6 +140,7 @@ class Maker:
             vmid=vmid,
             node=placement.node,
             template=placement.copy.vmid,
+            asked=placement.copy.node,
             storage=placement.storage,
             memory_bytes=wanted.memory_bytes,
             cpus=wanted.cpus,
@@ -165,16 +167,15 @@ class Maker:
         """What is there of a clone that was asked for.  Unavailable while it is still being made."""
         if await self.ended(record):
             return Clone.MADE
+        await self.require_idle(record)  # first: once nothing works on it, what is there stays as it is
         config = await self._cluster.config(record)
         if config is None:
-            await self.require_idle(record)
             return Clone.ABSENT
         verdict = is_ours(config, mark, record.recorded, record.vmid)
         if verdict.whose is Whose.FOREIGN:
             return Clone.TAKEN
         if verdict.whose is Whose.UNDECIDED or config.get("lock") in ("clone", "create"):
-            await self.require_idle(record)
-            raise half_cloned(record)
+            raise half_cloned(record, self._cluster.node_of(record))
         return Clone.MADE
 
     async def ended(self, record: VmRecord) -> bool:
@@ -187,16 +188,16 @@ class Maker:
             return False  # nobody knows of it any more: what is there decides
 
     async def require_idle(self, record: VmRecord) -> None:
-        """Unavailable while a clone runs that may be ours: it does so where the template is."""
-        view = await self._cluster.recent()
-        template = view.vms.get(record.template)
-        for node in sorted({record.node} | ({template.node} if template is not None else set())):
-            path = encode.path("nodes", node, "tasks")
-            params: encode.Params = {"source": "active", "typefilter": "qmclone"}
-            rows = lenient.rows(await self._cluster.call("looking for the clone's task", "GET", path, params))
-            user = self._cluster.grantee.user
-            if any(lenient.text(row, "user").startswith(user) and not row.get("endtime") for row in rows):
-                raise Unavailable(f"VM {record.vmid} may still be being cloned", "The next try sees what became of it.")
+        """Unavailable while a clone runs that may be ours: it shows nothing of itself until it has ended."""
+        path = encode.path("nodes", record.asked or record.node, "tasks")
+        params: encode.Params = {"source": "active", "typefilter": "qmclone"}
+        rows = await self._cluster.call("looking for the clone's task", "GET", path, params)
+        user = self._cluster.grantee.user
+        mine = [
+            row for row in lenient.rows(rows) if lenient.text(row, "user").startswith(user) and not row.get("endtime")
+        ]
+        if mine:
+            raise Unavailable(f"VM {record.vmid} may still be being cloned", "The next try sees what became of it.")
 
 
 class _Taken(Exception):
@@ -208,11 +209,11 @@ def _wanted(spec: SandboxSpec) -> Wanted:
     return Wanted(memory_bytes=resources.memory_bytes, cpus=resources.cpus, disk_bytes=resources.disk_bytes)
 
 
-def half_cloned(record: VmRecord) -> Refused:
+def half_cloned(record: VmRecord, node: str) -> Refused:
     """No token may remove what a clone left that died."""
     return Refused(
         f"VM {record.vmid} is half cloned, and no task works on it any more",
-        f"As root on {record.node}: qm unlock {record.vmid} && qm destroy {record.vmid} --purge",
+        f"As root on {node}: qm unlock {record.vmid} && qm destroy {record.vmid} --purge",
     )
 
 

@@ -28,6 +28,7 @@ class VmRecord:
     cpus: float
     disk_bytes: int
     made: bool = False  # the clone has ended well
+    asked: str = ""  # the node that was asked for the clone, and works on it: the template's
     upid: str = ""  # of the clone, while it is not known to have ended
     grown: bool = False  # the disk has its size
     identified: bool = False  # our uuid was set

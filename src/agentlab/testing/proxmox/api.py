@@ -29,6 +29,10 @@ class Api:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self._methods = [each for each in METHODS if each.since <= cluster.major <= each.until]
+        self._kinds = {
+            (each.verb, each.path): {name: kind for name, kind in each.kinds.items() if kind.since <= cluster.major}
+            for each in self._methods
+        }
         self._workers = {name: asyncio.Semaphore(WORKERS) for name in cluster.nodes}
 
     async def handle(self, request: Request, served_by: str | None = None) -> Answer:
@@ -82,7 +86,7 @@ class Api:
         call = Call(cluster=self.cluster, caller=caller, values={}, node=where, fault=fault, upload=upload)
         async with self._workers[where]:
             await self.cluster.spend("call")
-            call.values = validated(method.kinds, values)
+            call.values = validated(self._kinds[method.verb, method.path], values)
             if method.writes and request.method != "GET":
                 self.cluster.check_quorum()
             found = await method.handler(call)

@@ -73,6 +73,11 @@ class Cluster:
         """Let a node vanish: its calls end in 59x, its tasks die, its guests are gone without a word."""
         self.nodes[name].absence = how
         self.tasks.lose(name)
+        self.scope.start(self._lose_guests(name), f"guests of {name}")
+
+    async def _lose_guests(self, name: str) -> None:
+        for vm in [vm for vm in self.vms.values() if vm.node == name and vm.running]:
+            await self.guests.stopped(vm.vmid)
 
     def node_online(self, name: str) -> None:
         """Let it come back, booted: its VMs are stopped unless they start with the node."""

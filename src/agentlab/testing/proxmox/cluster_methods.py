@@ -7,7 +7,7 @@ from typing import Any
 from agentlab.testing.proxmox import views
 from agentlab.testing.proxmox.cluster import RELEASES
 from agentlab.testing.proxmox.formats import CONFIG_ID, CONFIG_IDS, VMID, words
-from agentlab.testing.proxmox.kinds import FLAG, Kind, integer, need, one_of, parsed, text
+from agentlab.testing.proxmox.kinds import FLAG, Kind, integer, matching, need, one_of, parsed, text
 from agentlab.testing.proxmox.method import Call, Method, everybody, on
 from agentlab.testing.proxmox.refusal import Refused, invalid
 from agentlab.testing.proxmox.state import LOCAL_ZONE
@@ -155,8 +155,8 @@ METHODS = (
     }),
     Method(verb="GET", path="/cluster/ha/resources", handler=_ha_resources, allow=_AUDIT),
     Method(verb="POST", path="/cluster/ha/resources", handler=_new_ha_resource, allow=on("/", "Sys.Console"), params={
-        "sid": need(text()), "state": one_of("started", "stopped", "enabled", "disabled", "ignored"),
-        "group": CONFIG_ID,
+        "sid": need(matching(r"(vm:|ct:)?[1-9][0-9]{2,8}")), "group": CONFIG_ID,
+        "state": one_of("started", "stopped", "enabled", "disabled", "ignored"),
         "comment": text(4096), "max_restart": integer(0), "max_relocate": integer(0),
     }),
     Method(verb="DELETE", path="/cluster/ha/resources/{sid}", handler=_drop_ha_resource, allow=on("/", "Sys.Console")),

@@ -17,7 +17,7 @@ class Direct:
     def __init__(self, api: Api, token: str, node: str | None = None) -> None:
         self._api, self._token, self._node = api, token, node
 
-    async def call(self, method: str, path: str, **params: Any) -> Answer:
+    async def call(self, method: str, path: str, /, **params: Any) -> Answer:
         """One call; parameters whose names have dashes are given as `**{"name-with-dash": …}`.
 
         Raises ConnectionError if the connection is closed instead of an answer.
@@ -41,13 +41,13 @@ class Direct:
             raise ConnectionError("connection reset by peer")
         return answer
 
-    async def data(self, method: str, path: str, **params: Any) -> Any:
+    async def data(self, method: str, path: str, /, **params: Any) -> Any:
         """The value of a call that must succeed."""
         answer = await self.call(method, path, **params)
         assert answer.status == 200, f"{method} {path}: {answer.status} {answer.reason}"
         return answer.json()["data"]
 
-    async def done(self, method: str, path: str, **params: Any) -> str:
+    async def done(self, method: str, path: str, /, **params: Any) -> str:
         """The exit status of the task that a call starts; or the reason of its refusal."""
         answer = await self.call(method, path, **params)
         if answer.status != 200:

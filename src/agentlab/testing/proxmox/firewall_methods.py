@@ -1,4 +1,4 @@
-"""Methods of the firewall: rules, options, sets of addresses, groups; per VM and for the datacenter."""
+"""Methods of the firewall about rules: options, rules, groups, macros."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 from agentlab.testing.proxmox.formats import (
     CONFIG_IDS,
-    FIREWALL_NAME,
     GROUP_NAME,
-    NETWORK,
-    NETWORK_OR_ALIAS,
     POSITION,
     words,
 )
@@ -18,8 +15,7 @@ from agentlab.testing.proxmox.kinds import FLAG, Kind, integer, matching, need, 
 from agentlab.testing.proxmox.macros import MACROS
 from agentlab.testing.proxmox.method import VM, Call, Method, Rule, everybody, on
 from agentlab.testing.proxmox.refusal import Refused, invalid
-from agentlab.testing.proxmox.state import Firewall
-from agentlab.testing.proxmox.units import digest
+from agentlab.testing.proxmox.units import stamp
 
 _LEVELS = one_of("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug", "nolog")
 _POLICY = one_of("ACCEPT", "REJECT", "DROP")
@@ -51,27 +47,18 @@ _DC_OPTIONS = {
 }  # fmt: skip
 
 
-def _rules_of(call: Call) -> Firewall:
-    """The rules that the path is about: of its VM, or of the datacenter."""
-    return call.vm().firewall if "vmid" in call.values else call.cluster.firewall
-
-
-def _text(values: object) -> str:
-    return digest("" if not values else repr(values))
-
-
 def _check(stated: str | None, values: object) -> None:
-    if stated and stated != _text(values):
+    if stated and stated != stamp(values):
         raise Refused("detected modified configuration - file changed by other user? Try again.")
 
 
 async def _options(call: Call) -> Any:
-    options = _rules_of(call).options
-    return options | {"digest": _text(options)}
+    options = call.firewall().options
+    return options | {"digest": stamp(options)}
 
 
 async def _change_options(call: Call) -> Any:
-    options, values = _rules_of(call).options, call.values
+    options, values = call.firewall().options, call.values
     _check(values.get("digest"), options)
     for name in words(values.get("delete", "")):
         options.pop(name, None)
@@ -81,7 +68,7 @@ async def _change_options(call: Call) -> Any:
 
 def _list(call: Call) -> list[dict[str, Any]]:
     """The list of rules that the path is about."""
-    firewall = _rules_of(call)
+    firewall = call.firewall()
     if "group" not in call.values:
         return firewall.rules
     found = firewall.groups.get(call.values["group"])
@@ -114,7 +101,7 @@ def _checked(call: Call, values: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _rules(call: Call) -> Any:
     rules = _list(call)
-    return [rule | {"pos": at, "digest": _text(rules)} for at, rule in enumerate(rules)]
+    return [rule | {"pos": at, "digest": stamp(rules)} for at, rule in enumerate(rules)]
 
 
 async def _new_rule(call: Call) -> Any:
@@ -133,7 +120,7 @@ def _at(call: Call, rules: list[dict[str, Any]]) -> int:
 async def _one_rule(call: Call) -> Any:
     rules = _list(call)
     at = _at(call, rules)
-    return rules[at] | {"pos": at, "digest": _text(rules)}
+    return rules[at] | {"pos": at, "digest": stamp(rules)}
 
 
 async def _change_rule(call: Call) -> Any:
@@ -152,105 +139,13 @@ async def _drop_rule(call: Call) -> Any:
     del rules[_at(call, rules)]
 
 
-async def _sets(call: Call) -> Any:
-    firewall = _rules_of(call)
-    rows = []
-    for name, entries in firewall.ipsets.items():
-        row = {"name": name, "digest": _text((name, entries))}
-        if name in firewall.set_comments:
-            row["comment"] = firewall.set_comments[name]
-        rows.append(row)
-    return rows
-
-
-async def _new_set(call: Call) -> Any:
-    firewall, values = _rules_of(call), call.values
-    name, rename = values["name"], values.get("rename")
-    if rename is not None:
-        if rename not in firewall.ipsets:
-            raise Refused(f"no such IPSet '{rename}'")
-        firewall.ipsets[name] = firewall.ipsets.pop(rename)
-    elif name in firewall.ipsets:
-        raise Refused(f"IPSet '{name}' already exists")
-    else:
-        firewall.ipsets[name] = {}
-    if "comment" in values:
-        firewall.set_comments[name] = values["comment"]
-
-
-def _set(call: Call) -> dict[str, dict[str, Any]]:
-    found = _rules_of(call).ipsets.get(call.values["name"])
-    if found is None:
-        raise Refused(f"no such IPSet '{call.values['name']}'")
-    return found
-
-
-async def _drop_set(call: Call) -> Any:
-    if _set(call) and not call.values.get("force"):
-        raise Refused(f"IPSet '{call.values['name']}' is not empty")
-    del _rules_of(call).ipsets[call.values["name"]]
-
-
-async def _entries(call: Call) -> Any:
-    found = _set(call)
-    return [entry | {"cidr": cidr, "digest": _text(found)} for cidr, entry in found.items()]
-
-
-async def _new_entry(call: Call) -> Any:
-    found, cidr = _set(call), call.values["cidr"]
-    if cidr in found:
-        raise invalid({"cidr": f"address '{cidr}' already exists"})
-    found[cidr] = {name: call.values[name] for name in ("comment", "nomatch") if name in call.values}
-
-
-def _entry(call: Call) -> dict[str, Any]:
-    found = _set(call).get(call.values["cidr"])
-    if found is None:
-        raise invalid({"cidr": "no such IP/Network"})
-    return found
-
-
-async def _one_entry(call: Call) -> Any:
-    return _entry(call) | {"cidr": call.values["cidr"], "digest": _text(_set(call))}
-
-
-async def _change_entry(call: Call) -> Any:
-    entry = _entry(call)
-    entry |= {name: call.values[name] for name in ("comment", "nomatch") if name in call.values}
-
-
-async def _drop_entry(call: Call) -> Any:
-    _entry(call)
-    del _set(call)[call.values["cidr"]]
-
-
-async def _aliases(call: Call) -> Any:
-    found = _rules_of(call).aliases
-    return [
-        {"name": name, "digest": _text(found), "ipversion": 6 if ":" in each["cidr"] else 4, **each}
-        for name, each in found.items()
-    ]
-
-
-async def _new_alias(call: Call) -> Any:
-    found, name = _rules_of(call).aliases, call.values["name"]
-    if name in found:
-        raise invalid({"name": f"alias '{name}' already exists"})
-    found[name] = {key: call.values[key] for key in ("cidr", "comment") if key in call.values}
-
-
-async def _drop_alias(call: Call) -> Any:
-    if _rules_of(call).aliases.pop(call.values["name"], None) is None:
-        raise invalid({"name": f"no such alias '{call.values['name']}'"})
-
-
 async def _groups(call: Call) -> Any:
     firewall = call.cluster.firewall
     if not call.has("/", "Sys.Audit"):
         return []
     rows = []
     for name, rules in firewall.groups.items():
-        row = {"group": name, "digest": _text((name, rules))}
+        row = {"group": name, "digest": stamp((name, rules))}
         if name in firewall.group_comments:
             row["comment"] = firewall.group_comments[name]
         rows.append(row)
@@ -278,19 +173,6 @@ async def _macros(call: Call) -> Any:
     return [{"macro": name, "descr": f"{name} traffic"} for name in MACROS]
 
 
-async def _refs(call: Call) -> Any:
-    kind, rows = call.values.get("type"), []
-    scopes = [("dc", call.cluster.firewall)] + ([("guest", call.vm().firewall)] if "vmid" in call.values else [])
-    for scope, firewall in scopes:
-        named = [("ipset", name, f"+{scope}/{name}") for name in firewall.ipsets]
-        named += [("alias", name, f"{scope}/{name}") for name in firewall.aliases]
-        for what, name, reference in named:
-            if kind in (None, what):
-                bare = reference if "vmid" in call.values else reference.replace(f"{scope}/", "")
-                rows.append({"name": name, "ref": bare, "scope": scope, "type": what})
-    return rows
-
-
 async def _log(call: Call) -> Any:
     call.vm()
     return [{"n": 1, "t": "no content"}]
@@ -298,10 +180,7 @@ async def _log(call: Call) -> Any:
 
 def _shared(base: str, see: Rule, change: Rule, options: Mapping[str, Kind]) -> tuple[Method, ...]:
     """What a VM and the datacenter both have."""
-    name, cidr = {"name": need(FIREWALL_NAME)}, {"cidr": need(NETWORK_OR_ALIAS)}
-    about = {"comment": text(), "nomatch": FLAG}
     position = {"pos": need(POSITION)}
-    one = f"{base}/ipset/{{name}}/{{cidr}}"
     return (
         Method(verb="GET", path=f"{base}/options", handler=_options, allow=see),
         Method(verb="PUT", path=f"{base}/options", handler=_change_options, allow=change, params=options),
@@ -316,34 +195,6 @@ def _shared(base: str, see: Rule, change: Rule, options: Mapping[str, Kind]) -> 
             verb="DELETE", path=f"{base}/rules/{{pos}}", handler=_drop_rule, allow=change,
             params={**position, "digest": _DIGEST},
         ),
-        Method(verb="GET", path=f"{base}/ipset", handler=_sets, allow=see),
-        Method(verb="POST", path=f"{base}/ipset", handler=_new_set, allow=change, params={
-            **name, "comment": text(), "rename": FIREWALL_NAME, "digest": _DIGEST,
-        }),
-        Method(verb="GET", path=f"{base}/ipset/{{name}}", handler=_entries, allow=see, params=name),
-        Method(
-            verb="POST", path=f"{base}/ipset/{{name}}", handler=_new_entry, allow=change,
-            params={**name, **cidr, **about},
-        ),
-        Method(
-            verb="DELETE", path=f"{base}/ipset/{{name}}", handler=_drop_set, allow=change,
-            params={**name, "force": FLAG},
-        ),
-        Method(verb="GET", path=one, handler=_one_entry, allow=see, params={**name, **cidr}),
-        Method(
-            verb="PUT", path=one, handler=_change_entry, allow=change,
-            params={**name, **cidr, **about, "digest": _DIGEST},
-        ),
-        Method(verb="DELETE", path=one, handler=_drop_entry, allow=change, params={**name, **cidr, "digest": _DIGEST}),
-        Method(verb="GET", path=f"{base}/aliases", handler=_aliases, allow=see),
-        Method(verb="POST", path=f"{base}/aliases", handler=_new_alias, allow=change, params={
-            **name, "cidr": need(NETWORK), "comment": text(),
-        }),
-        Method(
-            verb="DELETE", path=f"{base}/aliases/{{name}}", handler=_drop_alias, allow=change,
-            params={**name, "digest": _DIGEST},
-        ),
-        Method(verb="GET", path=f"{base}/refs", handler=_refs, allow=see, params={"type": one_of("alias", "ipset")}),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ class Kind:
 
     `check` raises Malformed.  `fields` makes it a property string; `default_key` may stand there without its name.
     `alias` and `names` are for keys such as the `virtio=<mac>` of a NIC: the value belongs to the key `alias`, the
-    key's own name to the key `names`.
+    key's own name to the key `names`.  `since`: the major version that brought it.
     """
 
     type: str = "string"
@@ -42,11 +42,17 @@ class Kind:
     names: str | None = None
     requires: str | None = None
     required: bool = False
+    since: int = 8
 
 
 def need(kind: Kind) -> Kind:
     """The same, but it must be there."""
     return replace(kind, required=True)
+
+
+def newer(kind: Kind, since: int = 9) -> Kind:
+    """The same, but only from this major version on."""
+    return replace(kind, since=since)
 
 
 def integer(minimum: float | None = None, maximum: float | None = None) -> Kind:

@@ -7,15 +7,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentlab.testing.proxmox.access import ACL_PATH, Caller
+from agentlab.testing.proxmox.access import Caller
 from agentlab.testing.proxmox.cluster import Cluster
 from agentlab.testing.proxmox.faults import Fault
 from agentlab.testing.proxmox.formats import NODE, VMID
 from agentlab.testing.proxmox.kinds import Kind, need
 from agentlab.testing.proxmox.refusal import denied
-from agentlab.testing.proxmox.state import Vm
+from agentlab.testing.proxmox.state import Firewall, Vm
 from agentlab.testing.proxmox.tasks import Work
 
+ACL_CHARACTERS = re.compile(r"[A-Za-z0-9.\-_/]+")
 VM = "/nodes/{node}/qemu/{vmid}"
 
 
@@ -54,6 +55,10 @@ class Call:
     def vm(self) -> Vm:
         """That VM.  Raises Refused if it is not on this node."""
         return self.cluster.vm_on(self.node, self.vmid)
+
+    def firewall(self) -> Firewall:
+        """The rules that the path is about: of its VM, or of the datacenter."""
+        return self.vm().firewall if "vmid" in self.values else self.cluster.firewall
 
     def has(self, path: str, *privileges: str) -> bool:
         """Whether the caller has one of the privileges."""
@@ -106,7 +111,10 @@ def on(path: str, *privileges: str) -> Rule:
     """Whoever has one of the privileges on the path; parameters stand in braces."""
 
     def rule(cluster: Cluster, caller: Caller, values: Mapping[str, Any]) -> None:
-        cluster.access.check(caller, filled(path, values), *privileges)
+        where = filled(path, values)
+        if not where and not caller.is_root:
+            raise denied("", "|".join(privileges))
+        cluster.access.check(caller, where, *privileges)
 
     return rule
 
@@ -122,10 +130,10 @@ def agent(privilege: str) -> Rule:
 
 
 def filled(path: str, values: Mapping[str, Any]) -> str:
-    """The path with its parameters; empty if that is no path of the access control."""
+    """The path with its parameters; empty if it has characters that no path of the access control has."""
     found = re.sub(r"\{(\w+)\}", lambda name: str(values.get(name[1], "")), path)
     found = found if found == "/" else found.rstrip("/")
-    return found if ACL_PATH.fullmatch(found) else ""
+    return found if ACL_CHARACTERS.fullmatch(found) else ""
 
 
 def existing_user(cluster: Cluster, caller: Caller, values: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 from agentlab.testing.proxmox import views
 from agentlab.testing.proxmox.access import ROOT
 from agentlab.testing.proxmox.cluster import RELEASES
-from agentlab.testing.proxmox.formats import CIDR, INTERFACE, VMID
-from agentlab.testing.proxmox.kinds import FLAG, integer, need, one_of, text
+from agentlab.testing.proxmox.formats import CIDR, CONFIG_IDS, INTERFACE, VMID
+from agentlab.testing.proxmox.kinds import FLAG, integer, need, newer, one_of, text
 from agentlab.testing.proxmox.method import Call, Method, Reply, everybody, on
 from agentlab.testing.proxmox.refusal import Refused, invalid
 from agentlab.testing.proxmox.state import Node, bridge
@@ -239,7 +239,7 @@ _TYPES = ("bridge", "bond", "eth", "alias", "vlan", "fabric", "OVSBridge", "OVSB
 _INTERFACE = {
     "iface": need(INTERFACE), "type": need(one_of(*_TYPES, "unknown")), "autostart": FLAG, "cidr": CIDR,
     "cidr6": CIDR, "address": text(), "netmask": text(), "gateway": text(), "comments": text(),
-    "bridge_ports": text(), "bridge_vlan_aware": FLAG, "mtu": integer(1280, 65520), "delete": text(),
+    "bridge_ports": text(), "bridge_vlan_aware": FLAG, "mtu": integer(1280, 65520),
 }  # fmt: skip
 METHODS = (
     Method(verb="GET", path="/nodes", handler=_nodes, allow=everybody),
@@ -250,10 +250,14 @@ METHODS = (
         "type": one_of(*_TYPES, "any_bridge", "any_local_bridge", "include_sdn"),
     }),
     Method(verb="POST", path=f"{_N}/network", handler=_new_interface, allow=_MODIFY, params=_INTERFACE),
-    Method(verb="PUT", path=f"{_N}/network", handler=_apply_network, allow=_MODIFY, params={"regenerate-frr": FLAG}),
+    Method(verb="PUT", path=f"{_N}/network", handler=_apply_network, allow=_MODIFY, params={
+        "regenerate-frr": newer(FLAG),
+    }),
     Method(verb="DELETE", path=f"{_N}/network", handler=_revert_network, allow=_MODIFY),
     Method(verb="GET", path=f"{_N}/network/{{iface}}", handler=_interface, allow=_AUDIT),
-    Method(verb="PUT", path=f"{_N}/network/{{iface}}", handler=_change_interface, allow=_MODIFY, params=_INTERFACE),
+    Method(verb="PUT", path=f"{_N}/network/{{iface}}", handler=_change_interface, allow=_MODIFY, params={
+        **_INTERFACE, "delete": CONFIG_IDS,
+    }),
     Method(verb="DELETE", path=f"{_N}/network/{{iface}}", handler=_drop_interface, allow=_MODIFY),
     Method(verb="GET", path=f"{_N}/tasks", handler=_tasks, allow=everybody, params={
         "limit": integer(0), "start": integer(0), "since": integer(), "until": integer(), "vmid": VMID, "errors": FLAG,

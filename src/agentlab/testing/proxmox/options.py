@@ -19,7 +19,7 @@ from agentlab.testing.proxmox.formats import (
     URL_ENCODED,
     VOLUME,
 )
-from agentlab.testing.proxmox.kinds import FLAG, NUMBER, Kind, integer, matching, one_of, text
+from agentlab.testing.proxmox.kinds import FLAG, NUMBER, Kind, integer, matching, newer, one_of, text
 
 DRIVES = {"ide": 4, "sata": 6, "scsi": 31, "virtio": 16, "efidisk": 1, "tpmstate": 1}
 UNUSED_MAX = 256
@@ -250,9 +250,7 @@ OPTIONS: dict[str, Option] = {
 }  # fmt: skip
 
 
-def kinds(major: int) -> dict[str, Kind]:
-    """The options that this version of Proxmox VE knows, as parameters of a call."""
-    return {name: option.kind for name, option in OPTIONS.items() if option.since <= major}
+KINDS: dict[str, Kind] = {name: newer(option.kind, option.since) for name, option in OPTIONS.items()}
 
 
 def stored(name: str, value: Any) -> Any:

@@ -69,10 +69,10 @@ async def _change_pool(call: Call) -> Any:
     if "comment" in values:
         pool.comment = values["comment"]
     for vmid in (int(each) for each in words(values.get("vms", ""))):
-        call.check(f"/vms/{vmid}", "VM.Allocate")
+        call.check(f"/vms/{vmid}", "Permissions.Modify", "VM.Allocate")
         _change_vm(call, name, pool, vmid)
     for storage in words(values.get("storage", "")):
-        call.check(f"/storage/{storage}", "Datastore.Allocate")
+        call.check(f"/storage/{storage}", "Permissions.Modify", "Datastore.Allocate")
         if values.get("delete"):
             if storage not in pool.storages:
                 raise Refused(f"update pools failed: Storage '{storage}' is not a pool member")

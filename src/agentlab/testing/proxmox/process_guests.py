@@ -19,17 +19,20 @@ from agentlab.base.files import remove_tree
 from agentlab.base.process import ProgramFailed, run
 from agentlab.base.pyz import build_guest_pyz
 from agentlab.base.tasks import in_thread
+from agentlab.testing.proxmox.burrow import Burrow
 from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed, GuestDisk, GuestFailed, GuestMachine, GuestNic
 from agentlab.testing.proxmox.loops import Loops
 from agentlab.testing.proxmox.trees import Tree, Trees
 from agentlab.testing.rootfs import test_rootfs
+from agentlab_guest.invitation import parse
+from agentlab_guest.strict import Malformed
 
 if TYPE_CHECKING:
     from agentlab.testing.proxmox.cluster import Cluster
 
 UP_S_MAX = 20.0
 NO_WAY_HOME = 5  # the guest program's status after it looked for an invitation in vain: a machine would go on
-_UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--")
+_UNSHARE = ("--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--")
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 _FURNISH = """
 set -e
@@ -48,6 +51,9 @@ mount -t tmpfs -o mode=755 run run
 mount -t tmpfs -o mode=755 sys sys
 mkdir sys/block
 cp "$program" run/guest.pyz
+mkdir -p opt/agentlab
+cp "$program" opt/agentlab/guest.pyz
+ln -sfn /run/agentlab/guest.sock opt/agentlab/guest.sock
 cp "$serial" run/serial
 echo "$name" > /proc/sys/kernel/hostname
 pivot_root . mnt
@@ -68,6 +74,7 @@ class _Guest:
     machine: GuestMachine
     process: asyncio.subprocess.Process  # its end is that of all its processes
     init: int  # the first process of its namespace, as seen from here
+    burrow: Burrow | None = None
     disks: dict[str, Path] = field(default_factory=dict)  # key → the device that is behind it
     paused: bool = False
 
@@ -81,6 +88,7 @@ class ProcessGuests:
     """
 
     folder: Path
+    walled: bool = False  # with a network of its own, which leads to its daemon and nowhere else
     lower: Path | None = None  # the root of all guests; a Debian with Python if it is None
     guests: dict[int, _Guest] = field(default_factory=dict)
     _trees: Trees = field(init=False)
@@ -117,6 +125,8 @@ class ProcessGuests:
     async def stopped(self, vmid: int) -> None:
         guest = self.guests.pop(vmid, None)
         if guest is not None:
+            if guest.burrow is not None:
+                await guest.burrow.close()
             _signal([guest.init], signal.SIGKILL)
             await guest.process.wait()
             await self._loops.free(guest.disks.values())
@@ -166,7 +176,16 @@ class ProcessGuests:
         serial, log = self.folder / f"{machine.vmid}.serial", self.folder / f"{machine.vmid}.log"
         serial.write_text(machine.smbios.get("serial", ""))
         given = (self.folder / "root", self.lower, tree.folder, self.folder / "guest.pyz", serial, machine.name)
-        argv = (*_UNSHARE, "sh", "-c", _FURNISH, "guest", *map(str, given))
+        argv = (
+            "unshare",
+            *(["--net"] if self.walled else []),
+            *_UNSHARE,
+            "sh",
+            "-c",
+            _FURNISH,
+            "guest",
+            *map(str, given),
+        )
         with log.open("ab") as complaints:
             child = await process.spawn(
                 argv,
@@ -186,7 +205,22 @@ class ProcessGuests:
             _signal([*init, child.pid], signal.SIGKILL)
             await child.wait()
             raise GuestFailed(f"its namespaces could not be furnished: {log.read_text()[-500:]}")
-        return _Guest(machine=machine, process=child, init=init[0])
+        return _Guest(machine=machine, process=child, init=init[0], burrow=await self._burrow(machine, init[0]))
+
+    async def _burrow(self, machine: GuestMachine, init: int) -> Burrow | None:
+        try:
+            home = parse(machine.smbios.get("serial", "").encode()).home
+        except Malformed:
+            return None
+        if not self.walled:
+            return None
+        burrow = Burrow(init, home)
+        try:
+            await burrow.open()
+        except (ProgramFailed, OSError) as error:
+            _signal([init], signal.SIGKILL)
+            raise GuestFailed(str(error)) from error
+        return burrow
 
     async def _watched(self, vmid: int, guest: _Guest) -> None:
         """Tell the cluster of a guest that ends by itself."""

@@ -7,7 +7,7 @@ import ipaddress
 from typing import Any
 
 from agentlab.testing.proxmox.formats import ADDRESS, NETWORK, SDN_ID
-from agentlab.testing.proxmox.kinds import FLAG, WORDS, integer, need, one_of, text
+from agentlab.testing.proxmox.kinds import FLAG, WORDS, integer, need, newer, one_of, text
 from agentlab.testing.proxmox.method import Call, Method, everybody, on
 from agentlab.testing.proxmox.refusal import Refused, invalid
 from agentlab.testing.proxmox.tasks import Task
@@ -161,16 +161,16 @@ _FLAGS = {"pending": FLAG, "running": FLAG}
 _ZONE = {
     "type": need(one_of("evpn", "faucet", "qinq", "simple", "vlan", "vxlan")), "zone": need(SDN_ID), "bridge": text(),
     "mtu": integer(), "nodes": text(), "peers": text(), "ipam": text(), "dhcp": one_of("dnsmasq"), "tag": integer(0),
-    "lock-token": text(),
+    "lock-token": newer(text()),
 }  # fmt: skip
 _VNET = {
     "vnet": need(SDN_ID), "zone": need(text()), "alias": text(256), "tag": integer(1, 16_777_215), "vlanaware": FLAG,
-    "isolate-ports": FLAG, "type": one_of("vnet"), "lock-token": text(),
+    "isolate-ports": FLAG, "type": one_of("vnet"), "lock-token": newer(text()),
 }  # fmt: skip
 METHODS = (
     Method(verb="GET", path=_S, handler=_overview, allow=on("/sdn", "SDN.Audit")),
     Method(verb="PUT", path=_S, handler=_apply, allow=on("/sdn", "SDN.Allocate"), params={
-        "lock-token": text(), "release-lock": FLAG,
+        "lock-token": newer(text()), "release-lock": newer(FLAG),
     }),
     Method(verb="GET", path=f"{_S}/zones", handler=_zones, allow=everybody, params={**_FLAGS, "type": text()}),
     Method(verb="POST", path=f"{_S}/zones", handler=_new_zone, allow=on("/sdn/zones", "SDN.Allocate"), params=_ZONE),
@@ -192,8 +192,8 @@ METHODS = (
     Method(
         verb="POST", path=f"{_S}/vnets/{{vnet}}/subnets", handler=_new_subnet, allow=on("/sdn/zones", "SDN.Allocate"),
         params={
-        "subnet": need(NETWORK), "type": need(one_of("subnet")), "gateway": ADDRESS, "snat": FLAG,
-        "dhcp-range": WORDS, "dnszoneprefix": text(), "dhcp-dns-server": ADDRESS,
+            "subnet": need(NETWORK), "type": need(one_of("subnet")), "gateway": ADDRESS, "snat": FLAG,
+            "dhcp-range": WORDS, "dnszoneprefix": text(), "dhcp-dns-server": ADDRESS,
         },
     ),
     Method(

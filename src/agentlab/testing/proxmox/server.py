@@ -35,7 +35,7 @@ class ProxmoxSim:
     """`async with ProxmoxSim(...) as sim:` serves a cluster on 127.0.0.1, one port per node.
 
     With `folder` the storage `local` keeps real files there.  `guests` runs what is started; simulated guests
-    without it.  Leaving ends all tasks and connections.
+    without it.  `firewall`: that of the datacenter is on.  Leaving ends all tasks and connections.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class ProxmoxSim:
         port: int = 0,
         clock: Clock | None = None,
         idle_s: float = IDLE_S_MAX,
+        firewall: bool = True,
     ) -> None:
         self.ca_pem, self.endpoints, self.fingerprints = "", dict[str, str](), dict[str, str]()
         self._version, self._nodes, self._latency = version, tuple(nodes), latency or Latency.none()
@@ -57,6 +58,7 @@ class ProxmoxSim:
         self._entropy: Entropy = SeededEntropy(seed)
         self._guests = guests or SimulatedGuests(clock=self._clock, boot_s=self._latency.boot_s)
         self._folder, self._port, self._idle_s = folder, port, idle_s
+        self._firewall = firewall
         self._stack = AsyncExitStack()
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._connections: set[asyncio.StreamWriter] = set()
@@ -76,6 +78,8 @@ class ProxmoxSim:
         self._stack.push_async_callback(self._guests.closed)
         self.api, self.setup = Api(self.cluster), Setup(self.cluster)
         self.setup.add_storage("local", folder=self._folder)
+        if self._firewall:
+            self.cluster.firewall.options["enable"] = 1
         self._keys = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="proxmox-sim-")))
         self.ca_pem = await make_authority(self._keys, self.cluster.name)
         for node in self._nodes:
@@ -112,10 +116,19 @@ class ProxmoxSim:
         return self.setup.token(privs, user=user, pool=pool)
 
     def add_template(
-        self, vmid: int = 9000, storage: str = "local", disk_bytes: int = 3 * GIB, node: str | None = None
+        self,
+        vmid: int = 9000,
+        storage: str = "local",
+        disk_bytes: int = 3 * GIB,
+        *,
+        node: str | None = None,
+        image: Path | None = None,
     ) -> Vm:
-        """A template with a guest agent and a NIC on vmbr0 whose firewall is on; tokens may clone it."""
-        return self.setup.add_template(vmid, storage, disk_bytes, node)
+        """A template with a guest agent and a NIC on vmbr0 whose firewall is on; tokens may clone it.
+
+        `image` becomes its disk where the storage keeps real files.
+        """
+        return self.setup.add_template(vmid, storage, disk_bytes, node, image)
 
     def add_storage(self, name: str, kind: str = "dir", *, shared: bool = False, folder: Path | None = None) -> Store:
         """One more storage for images; tokens may use it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,8 +92,10 @@ class Setup:
             self._grant(number, f"/storage/{name}", ON_STORAGE)
         return store
 
-    def add_template(self, vmid: int, storage: str, disk_bytes: int, node: str | None = None) -> Vm:
-        """A template that is fit for sandboxes."""
+    def add_template(
+        self, vmid: int, storage: str, disk_bytes: int, node: str | None = None, image: Path | None = None
+    ) -> Vm:
+        """A template that is fit for sandboxes; `image` becomes its disk where the storage keeps real files."""
         cluster, store = self._cluster, self._cluster.stores[storage]
         where = node or next(iter(cluster.nodes))
         kind = "qcow2" if store.keeps_files else "raw"
@@ -101,6 +104,9 @@ class Setup:
             own=own, content="images", format=kind, size=disk_bytes, ctime=int(cluster.clock.now()), vmid=vmid
         )
         store.on(where)[own] = volume
+        path = store.real(where, volume)
+        if path is not None and image is not None:
+            shutil.copyfile(image, path)
         config = {
             "name": f"template-{vmid}", "agent": "1", "boot": "order=scsi0", "cores": 2, "cpu": "x86-64-v2-AES",
             "memory": "2048", "meta": f"creation-qemu={QEMU[cluster.version]},ctime={int(cluster.clock.now())}",

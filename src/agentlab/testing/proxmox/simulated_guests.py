@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentlab.base.clock import Clock
+from agentlab.base.clock import Clock, sleep
 from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed, GuestDisk, GuestMachine, GuestNic
 
 if TYPE_CHECKING:
@@ -99,7 +99,10 @@ class SimulatedGuests:
         answer = _ANSWERS.get(command)
         if answer is None:
             raise AgentFailed(f"The command {command} has not been found")
-        return answer(self, guest, arguments)
+        found = answer(self, guest, arguments)
+        if self.agent_delay_s:
+            await sleep(self.agent_delay_s)
+        return found
 
     async def disk_made(self, path: Path, kind: str, size_bytes: int) -> None:
         path.touch()

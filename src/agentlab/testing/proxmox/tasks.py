@@ -101,6 +101,7 @@ class TaskBoard:
         """Kill the workers of a node that went away; nobody notes how they ended."""
         for task in self.running():
             if task.node == node and task.job is not None:
+                task.finish(DIED, self._clock.now())
                 task.job.cancel()
 
     def stop(self, task: Task) -> None:

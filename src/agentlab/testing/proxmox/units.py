@@ -35,6 +35,11 @@ def digest(values: Mapping[str, Any] | str) -> str:
     return hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest()
 
 
+def stamp(values: object) -> str:
+    """The digest of a part of a file; of nothing it is that of an empty file."""
+    return digest(repr(values) if values else "")
+
+
 def new_mac(entropy: Entropy) -> str:
     """An address with Proxmox's prefix."""
     tail = entropy.token(3).upper()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from agentlab.testing.proxmox import views
 from agentlab.testing.proxmox.guests import AgentAbsent, AgentFailed
-from agentlab.testing.proxmox.kinds import FLAG, WORDS, Kind, integer, need, one_of, text
+from agentlab.testing.proxmox.kinds import FLAG, WORDS, integer, need, newer, one_of, text
 from agentlab.testing.proxmox.method import VM, Call, Method, agent, on
 from agentlab.testing.proxmox.refusal import Refused
 
+AGENT_S_MAX = 5.0
 WRITE_CHARACTERS_MAX = 61_440
 INPUT_CHARACTERS_MAX = 65_536
 READ_BYTES_MAX = 16 << 20
@@ -25,7 +28,10 @@ async def _ask(call: Call, command: str, arguments: Mapping[str, Any] | None = N
     if not vm.running:
         raise Refused(f"VM {vm.vmid} is not running")
     try:
-        found = await cluster.guests.agent(vm.vmid, command, arguments or {})
+        async with asyncio.timeout(AGENT_S_MAX):
+            found = await cluster.guests.agent(vm.vmid, command, arguments or {})
+    except TimeoutError:  # which says nothing about the effect
+        raise Refused(f"VM {vm.vmid} qga command '{command}' failed - got timeout") from None
     except AgentAbsent:
         await cluster.spend("agent-absent")
         raise Refused("QEMU guest agent is not running") from None
@@ -84,6 +90,8 @@ async def _file_read(call: Call) -> Any:
 async def _file_write(call: Call) -> Any:
     content = call.values["content"]
     encoded = base64.b64encode(content.encode()).decode() if call.values.get("encode", 1) else content
+    if not re.fullmatch(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", encoded):
+        raise Refused("Agent error: Invalid base64 data")
     await _ask(call, "guest-file-write", {"path": call.values["file"], "buf-b64": encoded})
 
 
@@ -98,7 +106,7 @@ async def _figures(call: Call) -> Any:
 
 
 _FILE = {"file": need(text())}
-_READ: dict[str, Kind] = {"count": integer(1, READ_BYTES_MAX), "decode": FLAG, "offset": integer(0)}
+_READ = {"count": newer(integer(1, READ_BYTES_MAX)), "decode": newer(FLAG), "offset": newer(integer(0))}
 _A = f"{VM}/agent"
 METHODS = (
     _plain("POST", "ping"),
@@ -111,11 +119,7 @@ METHODS = (
     Method(verb="GET", path=f"{_A}/exec-status", handler=_exec_status, allow=agent("Unrestricted"), params={
         "pid": need(integer()),
     }),
-    Method(verb="GET", path=f"{_A}/file-read", handler=_file_read, allow=agent("FileRead"), params=_FILE, until=8),
-    Method(
-        verb="GET", path=f"{_A}/file-read", handler=_file_read, allow=agent("FileRead"),
-        params=_FILE | _READ, since=9,
-    ),
+    Method(verb="GET", path=f"{_A}/file-read", handler=_file_read, allow=agent("FileRead"), params=_FILE | _READ),
     Method(verb="POST", path=f"{_A}/file-write", handler=_file_write, allow=agent("FileWrite"), writes=False, params={
         **_FILE, "content": need(text(WRITE_CHARACTERS_MAX)), "encode": FLAG,
     }),

@@ -112,21 +112,30 @@ async def _fill(call: Call, task: Task, source: Vm) -> None:
     cluster.vms[newid] = target
     target.firewall = copy.deepcopy(source.firewall)
     made: list[Drive] = []
+    whole = False
     try:
         await _volumes(call, task, source, target, made)
+        whole = True
     except Refused as error:
         await sleep(AFTER_FAILURE_S)
-        for each in made:
-            found = volumes.owned(cluster, call.node, each.file, newid)
-            if found is not None:
-                found[0].remove(call.node, found[1])
-        del cluster.vms[newid]
         raise Refused(f"clone failed: {error.outcome}") from None
+    finally:
+        # A worker that is stopped tidies up; one whose node goes down leaves what there is, locked.
+        if not whole and cluster.nodes[call.node].absence is None:
+            _undo(call, newid, made)
     del target.config["lock"]
     if values.get("target") not in (None, call.node):
         target.node = values["target"]
     if values.get("pool") is not None:
         cluster.access.pools[values["pool"]].vms.add(newid)
+
+
+def _undo(call: Call, newid: int, made: list[Drive]) -> None:
+    for each in made:
+        found = volumes.owned(call.cluster, call.node, each.file, newid)
+        if found is not None:
+            found[0].remove(call.node, found[1])
+    del call.cluster.vms[newid]
 
 
 async def _volumes(call: Call, task: Task, source: Vm, target: Vm, made: list[Drive]) -> None:

@@ -8,9 +8,9 @@ from agentlab.testing.proxmox import views, volumes
 from agentlab.testing.proxmox.cluster import QEMU
 from agentlab.testing.proxmox.drives import drive, drives, unused
 from agentlab.testing.proxmox.formats import POOL, STORAGE, VMID
-from agentlab.testing.proxmox.kinds import FLAG, Kind, integer, need, one_of, parsed, requiring, text
+from agentlab.testing.proxmox.kinds import FLAG, integer, need, newer, one_of, parsed, requiring, text
 from agentlab.testing.proxmox.method import VM, Call, Method, everybody, on
-from agentlab.testing.proxmox.options import DRIVE, NIC, NIC_KIND, kinds, stored
+from agentlab.testing.proxmox.options import DRIVE, KINDS, NIC, NIC_KIND, stored
 from agentlab.testing.proxmox.refusal import Refused
 from agentlab.testing.proxmox.state import Vm
 from agentlab.testing.proxmox.tasks import Task
@@ -54,8 +54,6 @@ async def _create(call: Call) -> Any:
     config = {"lock": "create"}
     vm = Vm(vmid=vmid, node=call.node, config=dict(config))
     call.cluster.vms[vmid] = vm
-    if pool is not None:
-        call.cluster.access.pools[pool].vms.add(vmid)
 
     async def work(task: Task) -> None:
         async with call.cluster.locks.of_vm(vmid).held(task.log):
@@ -64,9 +62,10 @@ async def _create(call: Call) -> Any:
                 await _fill(call, task, vm, wanted)
             except Refused as error:
                 del call.cluster.vms[vmid]
-                call.cluster.access.forget_vm(vmid)
                 raise Refused(f"unable to create VM {vmid} - {error.outcome}") from None
             del vm.config["lock"]
+            if pool is not None:
+                call.cluster.access.pools[pool].vms.add(vmid)
         if values.get("start"):
             task.log("Execute autostart")
             await start_vm(call.cluster, vm, task)
@@ -212,20 +211,15 @@ def _take_volumes(call: Call, task: Task, vm: Vm) -> None:
             store.remove(vm.node, volume)
 
 
-def _create_params(major: int) -> dict[str, Kind]:
-    extra = {"ha-managed": FLAG} if major >= 9 else {}
-    return {
-        **kinds(major), "vmid": need(VMID), "pool": POOL, "storage": STORAGE, "start": FLAG, "archive": text(255),
-        "force": requiring(FLAG, "archive"), "unique": requiring(FLAG, "archive"), "bwlimit": integer(0),
-        "live-restore": FLAG, "import-working-storage": STORAGE, **extra,
-    }  # fmt: skip
-
-
+_CREATE = {
+    **KINDS, "vmid": need(VMID), "pool": POOL, "storage": STORAGE, "start": FLAG, "archive": text(255),
+    "force": requiring(FLAG, "archive"), "unique": requiring(FLAG, "archive"), "bwlimit": integer(0),
+    "live-restore": FLAG, "import-working-storage": STORAGE, "ha-managed": newer(FLAG),
+}  # fmt: skip
 _LIST = "/nodes/{node}/qemu"
 METHODS = (
     Method(verb="GET", path=_LIST, handler=_list, allow=everybody, params={"full": FLAG}),
-    Method(verb="POST", path=_LIST, handler=_create, allow=everybody, params=_create_params(8), until=8),
-    Method(verb="POST", path=_LIST, handler=_create, allow=everybody, params=_create_params(9), since=9),
+    Method(verb="POST", path=_LIST, handler=_create, allow=everybody, params=_CREATE),
     Method(verb="DELETE", path=VM, handler=_destroy, allow=on("/vms/{vmid}", "VM.Allocate"), params={
         "purge": FLAG, "destroy-unreferenced-disks": FLAG, "skiplock": FLAG,
     }),

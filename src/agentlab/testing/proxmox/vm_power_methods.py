@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from agentlab.testing.proxmox import views
 from agentlab.testing.proxmox.access import ROOT, Caller
 from agentlab.testing.proxmox.formats import NODE, STORAGE
-from agentlab.testing.proxmox.kinds import FLAG, Kind, integer, need, one_of, requiring, text
+from agentlab.testing.proxmox.kinds import FLAG, Kind, integer, need, newer, one_of, requiring, text
 from agentlab.testing.proxmox.method import VM, Call, Method, on
 from agentlab.testing.proxmox.refusal import Refused
 from agentlab.testing.proxmox.state import Power, Vm
@@ -43,9 +44,8 @@ def _method(word: str, kind: str, act: Act, params: dict[str, Kind], *, running:
         return call.start(kind, vm.vmid, work)
 
     rule = on("/vms/{vmid}", "VM.PowerMgmt")
-    return Method(
-        verb="POST", path=f"{VM}/status/{word}", handler=handler, allow=rule, params={**params, "skiplock": FLAG}
-    )
+    extra = {} if word == "reboot" else {"skiplock": FLAG}
+    return Method(verb="POST", path=f"{VM}/status/{word}", handler=handler, allow=rule, params=params | extra)
 
 
 def _requested(call: Call, word: str) -> str:
@@ -58,12 +58,13 @@ def _requested(call: Call, word: str) -> str:
         cluster.scope.start(follow(task), f"ha of {vmid}")
 
     async def follow(task: Task) -> None:
-        async with cluster.locks.of_vm(vmid).held():
-            vm = cluster.vms[vmid]
-            if word == "stop":
-                await stop_vm(cluster, vm)
-            elif not vm.running:
-                await start_vm(cluster, vm, task)
+        with suppress(Refused):  # the manager tries again later; nobody waits for it here
+            async with cluster.locks.of_vm(vmid).held():
+                vm = cluster.vms[vmid]
+                if word == "stop":
+                    await stop_vm(cluster, vm)
+                elif not vm.running:
+                    await start_vm(cluster, vm, task)
 
     return call.start(f"ha{word}", vmid, work)
 
@@ -183,6 +184,6 @@ METHODS = (
     Method(verb="POST", path=f"{VM}/migrate", handler=_migrate, allow=on("/vms/{vmid}", "VM.Migrate"), params={
         "target": need(NODE), "online": FLAG, "force": FLAG, "with-local-disks": FLAG, "targetstorage": text(),
         "migration_type": one_of("secure", "insecure"), "migration_network": text(), "bwlimit": integer(0),
-        "with-conntrack-state": FLAG,
+        "with-conntrack-state": newer(FLAG),
     }),
 )  # fmt: skip
