@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlab.backends.interface import Command, Gone, NotOurs
+from agentlab.backends.interface import Command, Gone, NotOurs, Refused
 from agentlab.backends.proxmox import firewall
 from agentlab.backends.proxmox.shelf import ClusterImage
 from agentlab.base.files import mounts_below
@@ -234,7 +234,7 @@ async def test_nothing_is_left_of_destroyed_sandboxes_nor_of_the_cluster(tmp_pat
         destroyed, left = rig.spec(network=NetworkMode.NAT), rig.spec()
         for spec in (destroyed, left):
             await rig.up(spec)
-        pids = [guest.init for guest in guests.guests.values()]
+        pids = [guest.room.init for guest in guests.guests.values()]
         await rig.backend.workspaces.attach(destroyed.mark, rig.disk()) if rig.backend.workspaces else None
         gone = rig.vm_of(destroyed).vmid
         await rig.backend.destroy(destroyed.mark)
@@ -245,3 +245,31 @@ async def test_nothing_is_left_of_destroyed_sandboxes_nor_of_the_cluster(tmp_pat
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert mounts_below(tmp_path) == []
     assert not guests.folder.exists()
+
+
+async def test_a_guest_that_fills_its_disk_fills_no_more_than_that(rig: ProxmoxRig) -> None:
+    spec = rig.spec()
+    await rig.up(spec)
+    fill = (
+        "dd if=/dev/zero of=/root/all bs=1M count=4000 2>&1 | grep -o 'No space left on device'; df -m --output=size /"
+    )
+
+    said = await says(rig, spec, "sh", "-c", f"{fill}; rm /root/all; echo works > /root/file && cat /root/file")
+
+    assert said.splitlines()[0] == "No space left on device"
+    assert 1100 < int(said.splitlines()[2]) < 1300  # the template's GiB, and what was asked for beside it
+    assert said.splitlines()[3] == "works"
+
+
+async def test_walls_that_do_not_hold_are_named_and_the_machine_is_stopped(
+    tmp_path: Path, guests: ProcessGuests
+) -> None:
+    plan = {"enforce_s_max": 0.5}
+    async with proxmox_rig(tmp_path, guests=guests, plan=plan, walls=[("127.0.0.1", 1)]) as rig:
+        spec = rig.spec()
+
+        with pytest.raises(Refused, match=r"127\.0\.0\.1:1 answered"):
+            await rig.up(spec)
+
+        assert not rig.vm_of(spec).running
+        assert await power_of(rig.backend, spec.mark.sandbox) is Power.STOPPED

@@ -345,7 +345,7 @@ class ProxmoxBackend:
             shown = "gone" if status is None else status.value
             said = await last_words(self._cluster, record) if status is VmStatus.RUNNING else ""
             raise Refused(
-                f"{error.cause} (VM {record.vmid} on {self._cluster.node(record)} is {shown}; "
+                f"{error.cause} (VM {record.vmid} on {self._cluster.node_of(record)} is {shown}; "
                 f"{f'its agent says: {said}' if said else 'its agent says nothing'})",
                 f"See its console in the web interface.  {error.remedy}",
             ) from error
@@ -376,12 +376,12 @@ class ProxmoxBackend:
         cluster = self._cluster
         if not record.made:
             await self._maker.ended(record)
-            await self._maker.require_idle(record)  # first: once nothing works on it, what is there stays as it is
+            await self._maker.require_idle(record)
         config = await cluster.config(record)
         if config is None:
             return
-        if is_ours(config, mark, record.recorded, record.vmid).whose is Whose.UNDECIDED:
-            raise half_cloned(record)
+        if not record.made and is_ours(config, mark, record.recorded, record.vmid).whose is Whose.UNDECIDED:
+            raise half_cloned(record, cluster.node_of(record))
         if is_foreign(config, mark, record.recorded):
             log.warning(
                 "a VM's number has become somebody else's", extra={"vmid": record.vmid, "sandbox": mark.sandbox}

@@ -44,8 +44,8 @@ class Cluster:
         self._seen_at = 0.0  # of the view, by the monotonic clock
         self._looking = asyncio.Lock()
         self._known: dict[SandboxId, tuple[VmStatus, float]] = {}
+        self._where: dict[int, str] = {}  # the node of each VM that was seen: they move without us
         self._clones: dict[str, asyncio.Semaphore] = {}
-        self._moved: dict[tuple[int, str], str] = {}  # number and recorded node → where it was found instead
         self._noting = asyncio.Lock()
 
     # All of it
@@ -58,6 +58,7 @@ class Cluster:
                 began = self.clock.monotonic()
                 self.view = await observe(self.transport, self.clock.now())
                 self._seen_at = began
+                self._where = {vm.vmid: vm.node for vm in self.view.vms.values()}
             return self.view
 
     async def recent(self) -> ClusterView:
@@ -116,13 +117,17 @@ class Cluster:
 
     # One VM
 
-    def node(self, record: VmRecord) -> str:
-        """Where a VM is, as far as is known: where it was made, or was found since."""
-        return self._moved.get((record.vmid, record.node), record.node)
-
     def path(self, record: VmRecord, *rest: str | int) -> str:
         """Of a VM, where it was last seen."""
-        return encode.path("nodes", self.node(record), "qemu", record.vmid, *rest)
+        return encode.path("nodes", self.node_of(record), "qemu", record.vmid, *rest)
+
+    def node_of(self, record: VmRecord) -> str:
+        """Where it was last seen; where it was made, if it was not seen since."""
+        return self._where.get(record.vmid, record.node)
+
+    def placed(self, record: VmRecord) -> None:
+        """It has just been made where its record says; while it was, it was seen beside its template."""
+        self._where[record.vmid] = record.node
 
     async def config(self, record: VmRecord) -> Mapping[str, object] | None:
         """Its configuration as it will be at the next start; None if there is no such VM."""
@@ -166,27 +171,21 @@ class Cluster:
             return await in_thread(lambda: self.records.change(sandbox, record, changes))
 
     async def _of_vm(self, record: VmRecord, what: str, doing: str) -> Mapping[str, object] | None:
-        """Asked where it is; if it has been moved, asked again there.
-
-        To a token a VM that is gone and one that it may not see are the same.  So absence is believed only if the
-        token still has its right to look at the pool.
-        """
-        for found in (False, True):
-            node = self.node(record)
+        """Asked where it is; if it has been moved, asked again there."""
+        for again in (False, True):
+            asked = self.node_of(record)
             try:
                 return lenient.row(await self.transport.call("GET", self.path(record, *what.split("/"))))
             except ProxmoxError as error:
                 failure, kind = translated(error, f"{doing} (VM {record.vmid})", self.grantee), kind_of(error)
-                if found or kind not in (Kind.GONE, Kind.PRIVILEGE, Kind.NODE_DOWN, Kind.MISSING):
+                if again or kind not in (Kind.GONE, Kind.PRIVILEGE, Kind.NODE_DOWN, Kind.MISSING):
                     raise failure from error
             row = (await self.look()).vms.get(record.vmid)
             if row is None and kind is not Kind.NODE_DOWN:
                 await self._require_sight()
                 return None
-            if row is None or row.node == node:
-                raise _unless_gone(failure, record, node)
-            log.info("VM was moved", extra={"vmid": record.vmid, "from": node, "to": row.node})
-            self._moved[record.vmid, record.node] = row.node
+            if row is None or row.node == asked:
+                raise _unless_gone(failure, record, asked)
         raise AssertionError("unreachable")
 
     async def _require_sight(self) -> None:

@@ -100,6 +100,7 @@ class Maker:
                 raise _Taken
             raise end.failure(doing, cluster.grantee)
         cluster.know(mark.sandbox, VmStatus.STOPPED)
+        cluster.placed(record)
         return await cluster.note(mark.sandbox, record, made=True, upid="")
 
     async def _refused(self, mark: Mark, record: VmRecord, error: ProxmoxError, doing: str) -> None:
@@ -174,7 +175,7 @@ class Maker:
         if verdict.whose is Whose.FOREIGN:
             return Clone.TAKEN
         if verdict.whose is Whose.UNDECIDED or config.get("lock") in ("clone", "create"):
-            raise half_cloned(record)
+            raise half_cloned(record, self._cluster.node_of(record))
         return Clone.MADE
 
     async def ended(self, record: VmRecord) -> bool:
@@ -208,11 +209,11 @@ def _wanted(spec: SandboxSpec) -> Wanted:
     return Wanted(memory_bytes=resources.memory_bytes, cpus=resources.cpus, disk_bytes=resources.disk_bytes)
 
 
-def half_cloned(record: VmRecord) -> Refused:
+def half_cloned(record: VmRecord, node: str) -> Refused:
     """No token may remove what a clone left that died."""
     return Refused(
         f"VM {record.vmid} is half cloned, and no task works on it any more",
-        f"As root on {record.node}: qm unlock {record.vmid} && qm destroy {record.vmid} --purge",
+        f"As root on {node}: qm unlock {record.vmid} && qm destroy {record.vmid} --purge",
     )
 
 

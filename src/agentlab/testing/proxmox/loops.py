@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agentlab.base.clock import sleep
 from agentlab.base.process import run
+
+FREE_S_MAX, LOOK_S = 5.0, 0.005
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,10 +26,18 @@ class Loops:
         return device
 
     async def free(self, devices: Iterable[Path]) -> None:
-        """Give devices back.  One that is still mounted somewhere goes with that mount."""
+        """Give devices back; returns when their images may be used otherwise.
+
+        The kernel takes a moment to unmount what a namespace held that has just gone.  What is mounted for longer than
+        FREE_S_MAX goes with that mount.
+        """
         for device in list(devices):
             await run(["losetup", "--detach", str(device)], check=False)
             self._taken.discard(device)
+            waited = 0.0
+            while Path(f"/sys/block/{device.name}/loop/backing_file").exists() and waited < FREE_S_MAX:
+                await sleep(LOOK_S)
+                waited += LOOK_S
 
     async def close(self) -> None:
         """Give all back."""
