@@ -107,9 +107,14 @@ def _serving(connection: Connection) -> int | None:
     return int(facts["pid"])
 
 
-def _command(folder: Path | None, config: Path | None) -> list[str]:
+def daemon_program() -> list[str]:
+    """How the daemon's program is called that belongs to this command."""
     beside = Path(sys.executable).with_name("agentlabd")
-    program = [str(beside)] if beside.exists() else [sys.executable, "-m", "agentlab.daemon.main"]
+    return [str(beside)] if beside.exists() else [sys.executable, "-m", "agentlab.daemon.main"]
+
+
+def _command(folder: Path | None, config: Path | None) -> list[str]:
+    program = daemon_program()
     if folder is not None:
         program += ["--dir", str(folder.absolute())]
     if config is not None:

@@ -29,6 +29,7 @@ root = Group(
         "backend": (f"{_AT}.backend", "What makes sandboxes here."),
         "agent": (f"{_AT}.agent", "The agents that a job can run."),
         "event": (f"{_AT}.event", "What happened."),
+        "setup": (f"{_AT}.setup", "Prepare what sandboxes stand on."),
         "up": (f"{_AT}.daemon", "Start a daemon in the background."),
         "down": (f"{_AT}.daemon", "Stop the daemon."),
         "status": (f"{_AT}.daemon", "What the daemon is and holds."),

@@ -19,14 +19,33 @@ SWITCH_INTERVAL_S = 0.001
 _BEGAN = time.monotonic()
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class _Program(click.Group):
+    """The daemon itself, and what prepares its surroundings, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["setup"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "setup":
+            return None
+        from agentlab.daemon.setup import setup
+
+        return setup
+
+
+@click.group(cls=_Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", type=click.Path(path_type=Path), help="The configuration file; without it, defaults serve.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Keep everything below this directory.")
 @click.option("--log-format", type=click.Choice(["auto", "json", "human"]), help="How log lines look.")
 @click.option("--check", is_flag=True, help="Check the configuration and end.")
 @click.version_option(__version__, prog_name="agentlabd")
-def command(config: Path | None, directory: Path | None, log_format: str | None, check: bool) -> None:
-    """Run the AgentLab daemon in the foreground until SIGTERM."""
+@click.pass_context
+def command(
+    context: click.Context, config: Path | None, directory: Path | None, log_format: str | None, check: bool
+) -> None:
+    """Run the AgentLab daemon in the foreground until SIGTERM; or, with a command, prepare its surroundings."""
+    if context.invoked_subcommand is not None:
+        return
     gc.disable()  # importing makes no garbage to speak of, and looking for it takes a fifth of the time; see `serve`
     import uvloop
 
