@@ -128,14 +128,14 @@ async def _take_away(wish: Wish) -> None:
             guest=addresses.gateway(kept.subnet if kept else wish.subnet),
             guest_port=wish.guest_port,
         )
-        observed = await look.observe(wish.root, spec)
+        observed = await look.observe(wish.root, spec, compare=False)
     except NetworkError as error:
         raise _unseen(error) from error
     _refuse("taken away", obstacles.busy(observed, spec.bridge))
     steps = plan.undo(observed, spec.bridge)
     foreign = [path for path in observed.files if path != files.RECORD and not plan.is_ours(observed, path)]
     await _do(wish, steps, "nothing of an agent bridge is here; there is nothing to undo")
-    if not wish.dry_run and (left := plan.undo(await _look_again(wish, spec), spec.bridge)):
+    if not wish.dry_run and (left := plan.undo(await _look_again(wish, spec, compare=False), spec.bridge)):
         raise _did_not_hold(left)
     _tell(wish, steps, [f"{path} was not written by AgentLab, and stays." for path in foreign], {})
 
@@ -183,9 +183,9 @@ async def _do(wish: Wish, steps: list[Step], nothing: str) -> None:
         ) from failed
 
 
-async def _look_again(wish: Wish, spec: Spec) -> Observed:
+async def _look_again(wish: Wish, spec: Spec, *, compare: bool = True) -> Observed:
     try:
-        return await look.observe(wish.root, spec)
+        return await look.observe(wish.root, spec, compare=compare)
     except NetworkError as error:
         raise _unseen(error) from error
 

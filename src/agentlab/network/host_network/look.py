@@ -45,8 +45,11 @@ def read_record(root: Path) -> Record | None:
         ) from error
 
 
-async def observe(root: Path, spec: Spec) -> Observed:
-    """What is there of this bridge.  NetworkError if it cannot be told."""
+async def observe(root: Path, spec: Spec, *, compare: bool = True) -> Observed:
+    """What is there of this bridge; without `compare`, rules are not said to be right.
+
+    NetworkError if it cannot be told, or if this machine does not take the rules that are to be compared.
+    """
     parents = {parent for path in (*files.FILES, files.RECORD, files.ENABLED) for parent in path.parents}
     still = Observed(
         files={path: file for path in (*files.FILES, files.RECORD) if (file := _file(below(root, path))) is not None},
@@ -55,7 +58,7 @@ async def observe(root: Path, spec: Spec) -> Observed:
         record=read_record(root),
         live=root == SYSTEM,
     )
-    return still if not still.live else await _observe_live(spec, still)
+    return still if not still.live else await _observe_live(spec, still, compare)
 
 
 async def survey(root: Path, spec: Spec) -> Survey:
@@ -151,12 +154,12 @@ def parse_routing(shown: Iterable[Mapping[str, Any]], wanted: Iterable[Rule]) ->
     return frozenset(each for each in wanted if (each.priority, each.selector, each.action) in standing)
 
 
-async def _observe_live(spec: Spec, still: Observed) -> Observed:
+async def _observe_live(spec: Spec, still: Observed, compare: bool) -> Observed:
     nft = Nft(TABLE)
     links, shown, tables, listing = await asyncio.gather(
         host.ask_ip("-d", "addr"), host.ask_ip("-4", "rule"), _tables(), nft.listing()
     )
-    rendered = await nft.canonical(rules.render(spec)) if listing is not None else None
+    rendered = await nft.canonical(rules.render(spec)) if compare and listing is not None else None
     names = [*files.settings(spec), *(still.record.before if still.record is not None else ())]
     systemd = _SYSTEMD.is_dir()
     return Observed(

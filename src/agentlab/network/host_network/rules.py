@@ -6,7 +6,7 @@ there; the family bridge drops them.  The guests' own addresses are not bound he
 
 from __future__ import annotations
 
-from ipaddress import collapse_addresses
+from ipaddress import IPv4Address, collapse_addresses
 
 from agentlab.model.network import BLOCKED_NETWORKS
 from agentlab.network.host_network.spec import TABLE, Spec
@@ -133,7 +133,7 @@ burst {CONNECTIONS_BURST_MAX} packets }} jump refuse
 	}}
 
 	chain outward {{
-		oifname "{spec.bridge}" jump refuse
+{_lines(_served_beside_routed(spec))}		oifname "{spec.bridge}" jump refuse
 		ct state invalid drop
 		oifname != "{spec.uplink}" jump refuse
 {_lines(_served_elsewhere(spec))}		ip daddr @blocked jump refuse
@@ -170,7 +170,7 @@ def _served_elsewhere(spec: Spec) -> list[str]:
     return found
 
 
-def _pinhole(address: object, kind: str, port: int) -> str:
+def _pinhole(address: IPv4Address, kind: str, port: int) -> str:
     return f"ip daddr {address} ct original ip daddr {address} {kind} dport {port} jump counted"
 
 
@@ -197,11 +197,17 @@ table bridge {TABLE} {{
 """
 
 
+def _served_beside_routed(spec: Spec) -> list[str]:
+    """Where the kernel shows bridged packets to the family inet as well (br_netfilter), they must pass there too."""
+    beside = _beside(spec)
+    found = [f'oifname "{spec.bridge}" ip daddr {address} {kind} dport {port} accept' for address, kind, port in beside]
+    if beside:
+        found.append(f'oifname "{spec.bridge}" ct direction reply ct state established accept')
+    return found
+
+
 def _served_beside(spec: Spec) -> list[str]:
-    served = [(spec.guest, "tcp", spec.guest_port)]
-    if spec.nameserver is not None:
-        served += [(spec.nameserver, kind, DNS_PORT) for kind in ("udp", "tcp")]
-    beside = [each for each in served if each[0] in spec.subnet and each[0] != spec.gateway]
+    beside = _beside(spec)
     found = []
     for address in sorted({each[0] for each in beside}):
         found += [f"ether type arp arp {end} ip {address} accept" for end in ("saddr", "daddr")]
@@ -211,6 +217,14 @@ def _served_beside(spec: Spec) -> list[str]:
             f"ether type ip ip saddr {address} {kind} sport {port} accept",
         ]
     return found
+
+
+def _beside(spec: Spec) -> list[tuple[IPv4Address, str, int]]:
+    """What other machines on the bridge serve to guests."""
+    served = [(spec.guest, "tcp", spec.guest_port)]
+    if spec.nameserver is not None:
+        served += [(spec.nameserver, kind, DNS_PORT) for kind in ("udp", "tcp")]
+    return [each for each in served if each[0] in spec.subnet and each[0] != spec.gateway]
 
 
 def _lines(rules: list[str]) -> str:
