@@ -1,4 +1,4 @@
-"""A host in a lab on which `agentlab setup host-network` runs as on a real one: its /etc is a copy of the test's own."""
+"""A host in a lab on which `agentlab setup host-network` runs as on a real one; it writes to an /etc of the test."""
 
 from __future__ import annotations
 
@@ -22,6 +22,21 @@ GUESTS = ("10.80.0.11", "10.80.0.12")
 SERVED_PORTS = (8811, 3128, 111)  # beside those of the lab: the guest port, and two of Proxmox VE's
 INTERFACES = "auto lo\niface lo inet loopback\n\nsource /etc/network/interfaces.d/*\n"
 RUN_S_MAX = 60.0
+_INSIDE = f"""\
+link set lo up
+addr add {{address}}/24 dev eth0
+link set eth0 up
+route add default via {GATEWAY} dev eth0 onlink
+"""
+_FIREWALLED = """\
+link add fwbr{vmid}i0 type bridge
+link add tap{vmid}i0 type veth peer name eth0 netns {pid}
+link add fwln{vmid}i0 type veth peer name fwpr{vmid}p0
+link set tap{vmid}i0 master fwbr{vmid}i0 up
+link set fwln{vmid}i0 master fwbr{vmid}i0 up
+link set fwpr{vmid}p0 master {bridge} up
+link set fwbr{vmid}i0 up
+"""
 _LINK_FACTS = ("ifname", "address", "mtu", "flags", "ifalias", "master", "qdisc")
 _SETTINGS = r"^net\.(ipv4|ipv6)\.(conf\.|ip_forward)"
 
@@ -102,8 +117,15 @@ class HostRig:
         guest = await self.lab.new_sandbox()
         await self.on_host("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(guest.pid))
         await self.on_host("ip", "link", "set", name, "master", BRIDGE, "up")
-        inside = f"link set lo up\naddr add {address}/24 dev eth0\nlink set eth0 up\nroute add default via {GATEWAY} dev eth0 onlink\n"
-        await self.lab.on(guest, "ip", "-batch", "-", stdin=inside)
+        await self.lab.on(guest, "ip", "-batch", "-", stdin=_INSIDE.format(address=address))
+        return guest
+
+    async def plug_with_firewall(self, address: str, vmid: int) -> Place:
+        """The same as Proxmox VE does it for a VM with a firewall: a bridge of its own lies between."""
+        await self.on_host("sysctl", "-q", "-e", "-w", "net.bridge.bridge-nf-call-iptables=1")
+        guest = await self.lab.new_sandbox()
+        await self.on_host("ip", "-batch", "-", stdin=_FIREWALLED.format(vmid=vmid, pid=guest.pid, bridge=BRIDGE))
+        await self.lab.on(guest, "ip", "-batch", "-", stdin=_INSIDE.format(address=address))
         return guest
 
     async def unplug(self, name: str) -> None:

@@ -83,6 +83,38 @@ async def test_the_internet_and_the_guest_port_are_open_and_nothing_else(rig: Ho
     assert "open" not in pinged
 
 
+async def test_a_vm_behind_a_firewall_of_proxmox_ve_has_the_same_network(rig: HostRig) -> None:
+    await rig.made()
+    # As systemd sets it: else an interface without an address answers for those of all others.
+    await rig.on_host("sysctl", "-q", "-w", "net.ipv4.conf.default.rp_filter=2")
+    guest = await rig.plug_with_firewall(GUESTS[0], 100)
+    other = await rig.plug_with_firewall(GUESTS[1], 101)
+    await rig.serve(other, 80)
+
+    internet = await _reached(rig, guest, "1.1.1.10", 80)
+    home = await _reached(rig, guest, GATEWAY, GUEST_PORT)
+    closed = await _tcp(rig, guest, [("192.168.50.9", 80), (GATEWAY, 8006), (GUESTS[1], 80)])
+
+    assert (internet, home) == ("open 192.168.50.2", f"open {GUESTS[0]}")
+    assert _opened(closed) == []
+
+
+async def test_a_guest_that_sends_to_its_firewalls_own_bridge_gets_nowhere(rig: HostRig) -> None:
+    await rig.made()
+    await rig.on_host("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+    guest = await rig.plug_with_firewall(GUESTS[0], 100)
+    shown = json.loads(await rig.on_host("ip", "-j", "link", "show", "fwbr100i0"))
+    await rig.lab.on(guest, "ip", "neigh", "add", GATEWAY, "lladdr", shown[0]["address"], "dev", "eth0")
+    asked = [("192.168.50.2", 8006), (GATEWAY, 22), ("192.168.50.9", 80), ("1.1.1.10", 80)]
+
+    said = await _tcp(rig, guest, asked)
+    await rig.without_rules()
+    control = await _tcp(rig, guest, asked)
+
+    assert _opened(said) == []
+    assert sorted(_opened(control)) == sorted(asked)
+
+
 async def test_no_port_of_the_host_but_the_guest_port_is_open_at_any_of_its_addresses(rig: HostRig) -> None:
     await rig.made()
     guest = await rig.plug(GUESTS[0], "tap1")
@@ -106,7 +138,9 @@ async def test_all_of_that_is_open_once_the_rules_are_gone(rig: HostRig) -> None
     assert sorted(_opened(said)) == sorted(asked)
 
 
-async def test_guests_reach_each_other_neither_directly_nor_through_the_gateway(rig: HostRig) -> None:
+@pytest.mark.parametrize("shown", ["0", "1"], ids=["frames alone", "frames as packets too"])
+async def test_guests_reach_each_other_neither_directly_nor_through_the_gateway(rig: HostRig, shown: str) -> None:
+    await _show_frames(rig, shown)
     await rig.made()
     first, second = [await rig.plug(address, f"tap{number}") for number, address in enumerate(GUESTS)]
     await rig.serve(second, 80)
@@ -180,7 +214,9 @@ async def test_a_daemon_on_the_lan_is_reached_at_its_port_alone(rig: HostRig) ->
     assert _opened(closed) == []
 
 
-async def test_a_daemon_on_the_bridge_is_reached_at_its_port_alone(rig: HostRig) -> None:
+@pytest.mark.parametrize("shown", ["0", "1"], ids=["frames alone", "frames as packets too"])
+async def test_a_daemon_on_the_bridge_is_reached_at_its_port_alone(rig: HostRig, shown: str) -> None:
+    await _show_frames(rig, shown)
     await rig.made("--guest-address", GUESTS[1])
     first, second = [await rig.plug(address, f"tap{number}") for number, address in enumerate(GUESTS)]
     await rig.serve(second, GUEST_PORT, 80)
@@ -389,6 +425,11 @@ async def test_without_consent_nothing_is_changed(rig: HostRig) -> None:
 
     assert said.status == 130
     assert await rig.facts() == before
+
+
+async def _show_frames(rig: HostRig, value: str) -> None:
+    """Whether the kernel shows bridged frames to the families of packets as well, where it can (br_netfilter)."""
+    await rig.on_host("sysctl", "-q", "-e", "-w", f"net.bridge.bridge-nf-call-iptables={value}")
 
 
 async def _tailscale(rig: HostRig, *more: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agentlab.network import sysctl
 from agentlab.network.host_network import rules
-from agentlab.network.host_network.spec import MARK, Spec, routing
+from agentlab.network.host_network.spec import MARK, TABLE, Spec, routing
 
 FOLDER = Path("/etc/agentlab/host-network")
 RULES = FOLDER / "rules.nft"
@@ -63,7 +63,8 @@ def settings(spec: Spec) -> dict[str, str]:
 
 def _interfaces(spec: Spec) -> str:
     # Read by ifupdown2 and by ifupdown with bridge-utils; the alias is a word of ifupdown2 only.  Rules come first: if
-    # they do not load, ifupdown leaves the bridge down.  `ip rule add` fails where the rule stands already.
+    # they do not load, ifupdown makes no bridge; ifupdown2 goes on, so the bridge is put down again without them.
+    # `ip rule add` fails where the rule stands already.
     guarded = "".join(f"\tpost-up ip rule add {' '.join(each.words)} 2>/dev/null || true\n" for each in routing(spec))
     undone = "".join(f"\tpre-down ip rule del {' '.join(each.words)} 2>/dev/null || true\n" for each in routing(spec))
     return f"""\
@@ -78,6 +79,7 @@ iface {spec.bridge} inet static
 	bridge-fd 0
 	hwaddress {spec.mac}
 	pre-up nft -f {RULES}
+	post-up nft list table inet {TABLE} >/dev/null || ip link set dev {spec.bridge} down
 	post-up ip link set dev {spec.bridge} alias "{MARK}"
 	post-up sysctl -q -e -p {SYSCTL}
 {guarded}{undone}"""

@@ -38,7 +38,8 @@ def obstacles(spec: Spec, observed: Observed, survey: Survey) -> list[Obstacle]:
     """Everything at once; empty if the bridge can be made."""
     found = [*_of_record(spec, observed), *_of_files(spec, observed, survey)]
     if survey.live:
-        found += [*survey.missing, *_of_links(spec, observed, survey), *_of_ways(spec, survey)]
+        # Without its programs, nothing else of it is known.
+        found += survey.missing or [*_of_links(spec, observed, survey), *_of_ways(spec, survey)]
     return found
 
 

@@ -19,6 +19,13 @@ from agentlab.network.ruleset import (
 
 DNS_PORT = 53
 
+# Proxmox VE gives a VM with a firewall a bridge of its own, in front of ours, and lets the kernel show its frames as
+# packets.  A connection that was seen there would count as known on ours, and would leave with the guest's own address.
+# A guest may also send to that bridge's own MAC: what would then be delivered to the host, or routed, is dropped.
+FIREWALL_BRIDGES = "fwbr*"
+FIREWALL_PORTS = "fwln*"
+FIREWALL_ZONE = 1
+
 
 def render(spec: Spec) -> str:
     """Both tables, complete, replacing what stands of them in one transaction; nobody else's is touched."""
@@ -71,20 +78,24 @@ table inet {TABLE} {{
 {_render_verdicts(spec)}
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
+		iifname "{FIREWALL_BRIDGES}" ip saddr {subnet} ct zone set {FIREWALL_ZONE}
+		iifname "{FIREWALL_BRIDGES}" ip daddr {subnet} ct zone set {FIREWALL_ZONE}
 		iifname "{bridge}" jump claimed
-		iifname != {{ "lo", "{bridge}" }} ip saddr {subnet} drop
-		iifname != {{ "lo", "{bridge}" }} ip daddr {subnet} drop
+		iifname "{spec.uplink}" ip saddr {subnet} drop
+		iifname "{spec.uplink}" ip daddr {subnet} drop
 	}}
 
 	chain input {{
 		type filter hook input priority -10; policy accept;
 		iifname "{bridge}" jump to_host
+		iifname != {{ "lo", "{bridge}" }} ip saddr {subnet} drop
 	}}
 
 	chain forward {{
 		type filter hook forward priority -10; policy accept;
 		iifname "{bridge}" jump outward
 		oifname "{bridge}" jump inward
+		oifname != "{FIREWALL_BRIDGES}" ip saddr {subnet} drop
 	}}
 
 	chain output {{
@@ -95,7 +106,7 @@ table inet {TABLE} {{
 
 	chain postrouting {{
 		type nat hook postrouting priority 100; policy accept;
-		ip saddr {subnet} oifname != "{bridge}" masquerade
+		ip saddr {subnet} oifname "{spec.uplink}" masquerade
 	}}
 }}
 """
@@ -179,8 +190,10 @@ def _render_bridge(spec: Spec) -> str:
     if spec.by_bridge:
         selected = [f'meta ibrname "{spec.bridge}" jump between']
     else:
-        # By the addresses, which nobody else of this host has; what is neither IPv4 nor ARP is then not seen.
+        # By the addresses, which nobody else of this host has, except on the bridges of firewalls, all of whose frames
+        # pass a port of this name; what is neither IPv4 nor ARP is then not seen.
         selected = [
+            *(f'{end} "{FIREWALL_PORTS}" accept' for end in ("iifname", "oifname")),
             f"ether type ip ip saddr {spec.subnet} ip daddr {spec.subnet} jump between",
             f"ether type arp arp saddr ip {spec.subnet} arp daddr ip {spec.subnet} jump between",
         ]

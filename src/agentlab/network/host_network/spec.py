@@ -24,6 +24,7 @@ TAILSCALE = "tailscale"  # how its interfaces' names begin
 # tailnet; behind a VRF's (1000).  See docs/howto/host-network.md.
 ROUTE_PRIORITY = 1270
 
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")  # what is written into files and rules as it is
 _BRIDGE = re.compile(r"[A-Za-z][A-Za-z0-9_]{1,9}")  # what Proxmox VE takes as a bridge of a VM
 
 
@@ -105,10 +106,11 @@ def objections(spec: Spec) -> list[Obstacle]:
         why = addresses.objection(spec.subnet)
     if why is not None:
         found.append(Obstacle(cause=why, remedy=f"Take a free private network: --subnet {DEFAULT_SUBNET}"))
-    if spec.uplink == spec.bridge or spec.uplink.startswith(TAILSCALE):
+    named = _INTERFACE.fullmatch(spec.uplink) is not None
+    if not named or spec.uplink == spec.bridge or spec.uplink.startswith(TAILSCALE):
         found.append(
             Obstacle(
-                cause=f"{spec.uplink} cannot be the way to the internet",
+                cause=f"{spec.uplink!r} cannot be the way to the internet",
                 remedy="Name the interface with the host's default route: --uplink vmbr0",
             )
         )
