@@ -24,6 +24,7 @@ from agentlab.base.secret import Secret
 from agentlab.base.text import printable
 from agentlab.daemon import rootless, setup_settings
 from agentlab.daemon.cluster_schema import ENDPOINT, PORT_DEFAULT
+from agentlab.daemon.setup_host_network import host_network
 from agentlab.daemon.setup_person import Terminal
 from agentlab.daemon.setup_proxmox import Outcome, Request, set_up
 from agentlab.daemon.setup_settings import Suggested
@@ -59,6 +60,9 @@ setup.add_command(
         help=PROXMOX_DOC,
     )
 )
+
+
+setup.add_command(host_network)
 
 
 def _print(options: Mapping[str, Any], grantee: Grantee, file: Path) -> int:

@@ -62,6 +62,19 @@ PROXMOX: tuple[OptionRow, ...] = (
     OptionRow(name="--dry-run", kind="flag", help="Log in and look, show the steps, and end."),
     OptionRow(name="--yes", kind="flag", help="Do not ask."),
 )  # fmt: skip
+HOST_NETWORK_DOC = """Make the bridge that sandboxes of a cluster are on, on this host, with its rules.  Needs root."""
+HOST_NETWORK: tuple[OptionRow, ...] = (
+    OptionRow(name="--bridge", metavar="NAME", default="agbr0", help="The bridge's name."),
+    OptionRow(name="--subnet", metavar="NETWORK", default="10.80.0.0/24", help="The guests' network."),
+    OptionRow(name="--uplink", metavar="NAME", default="auto", help="The way to the internet; the default route's."),
+    OptionRow(name="--guest-port", metavar="PORT", default="8811", help="Where guests call home."),
+    OptionRow(name="--guest-address", metavar="ADDRESS", help="Where the daemon is, if not on this host."),
+    OptionRow(name="--nameserver", metavar="ADDRESS", help="Where guests ask for names, if not on the internet."),
+    OptionRow(name="--dry-run", kind="flag", help="Show what would be done, and change nothing."),
+    OptionRow(name="--undo", kind="flag", help="Take it away again."),
+    OptionRow(name="--yes", kind="flag", help="Do not ask."),
+    OptionRow(name="--root", metavar="PATH", help="Only write files, below this folder."),
+)
 
 
 def parameters(rows: Sequence[OptionRow]) -> list[click.Parameter]:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from agentlab.cli.shape import Command, Group, screen_of
-from agentlab.wire.setup import PROXMOX, PROXMOX_DOC, OptionRow, arguments, parameters
+from agentlab.wire.setup import HOST_NETWORK, HOST_NETWORK_DOC, PROXMOX, PROXMOX_DOC, OptionRow, arguments, parameters
 
 setup = Group("setup", help="Prepare something for the daemon.", no_args_is_help=True)
 
@@ -19,7 +19,15 @@ def _proxmox(context: click.Context, /, **values: Any) -> None:
     _become(context, "proxmox", PROXMOX, values)
 
 
+@click.pass_context
+def _host_network(context: click.Context, /, **values: Any) -> None:
+    _become(context, "host-network", HOST_NETWORK, values)
+
+
 setup.add_command(Command("proxmox", params=parameters(PROXMOX), callback=_proxmox, help=PROXMOX_DOC))
+setup.add_command(
+    Command("host-network", params=parameters(HOST_NETWORK), callback=_host_network, help=HOST_NETWORK_DOC)
+)
 
 
 def _become(context: click.Context, name: str, rows: Sequence[OptionRow], values: dict[str, Any]) -> None:
