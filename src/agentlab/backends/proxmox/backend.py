@@ -64,6 +64,7 @@ class ProxmoxBackend:
     """
 
     name = "proxmox"
+    parallel_max = 64  # they wait for clones and boots of the cluster, not for this machine
     guest_arguments: tuple[str, ...] = ("--own-cgroup",)
 
     def __init__(
