@@ -385,14 +385,6 @@ class StoreUnreadable(AgentLabError):
     remedy = "Stop the daemon and keep the file; copies made before migrations lie beside it."
 
 
-class PreflightFailed(AgentLabError):
-    """The machine lacks something without which the daemon cannot start."""
-
-    code, status, exit_code = "daemon/preflight", 503, 9
-    message = "The daemon cannot start: {cause}"
-    remedy = "{what_to_do}"
-
-
 class HostNetworkRefused(AgentLabError):
     """Something of the host stands in the way of the agent bridge; nothing was changed."""
 
@@ -406,6 +398,14 @@ class HostNetworkFailed(AgentLabError):
 
     code, status, exit_code = "host-network/failed", 500, 10
     message = "{step} failed: {cause}"
+    remedy = "{what_to_do}"
+
+
+class PreflightFailed(AgentLabError):
+    """The machine lacks something without which the daemon cannot start."""
+
+    code, status, exit_code = "daemon/preflight", 503, 9
+    message = "The daemon cannot start: {cause}"
     remedy = "{what_to_do}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -16,7 +15,7 @@ import click
 import yaml
 
 from agentlab.base.text import printable
-from agentlab.errors import AgentLabError, HostNetworkFailed, HostNetworkRefused, PermissionMissing
+from agentlab.errors import HostNetworkFailed, HostNetworkRefused, PermissionMissing
 from agentlab.network import addresses, host
 from agentlab.network.host_network import carry, files, look, obstacles, plan
 from agentlab.network.host_network.look import SYSTEM
@@ -31,7 +30,6 @@ from agentlab.network.host_network.spec import (
 )
 from agentlab.network.host_network.state import Observed
 from agentlab.network.interface import NetworkError
-from agentlab.wire.problem import to_problem
 
 AUTO = "auto"
 FIRST_GUEST = 10  # the first address that is suggested for sandboxes; those before it are left to people
@@ -92,13 +90,7 @@ def host_network(undo: bool, root: Path, **given: Any) -> None:
     wish = Wish(root=root.absolute(), **given)
     if wish.json and not (wish.yes or wish.dry_run):
         raise click.UsageError("With --json nobody is asked: give --yes, or --dry-run.")
-    try:
-        asyncio.run(_take_away(wish) if undo else _set_up(wish))
-    except AgentLabError as error:
-        if not wish.json:
-            raise
-        click.echo(json.dumps(to_problem(error, None), separators=(",", ":")), err=True)
-        sys.exit(error.exit_code)
+    asyncio.run(_take_away(wish) if undo else _set_up(wish))
 
 
 async def _set_up(wish: Wish) -> None:
@@ -131,11 +123,11 @@ async def _take_away(wish: Wish) -> None:
         observed = await look.observe(wish.root, spec, compare=False)
     except NetworkError as error:
         raise _unseen(error) from error
-    _refuse("taken away", obstacles.busy(observed, spec.bridge))
-    steps = plan.undo(observed, spec.bridge)
+    _refuse("taken away", obstacles.busy(spec, observed))
+    steps = plan.undo(spec, observed)
     foreign = [path for path in observed.files if path != files.RECORD and not plan.is_ours(observed, path)]
     await _do(wish, steps, "nothing of an agent bridge is here; there is nothing to undo")
-    if not wish.dry_run and (left := plan.undo(await _look_again(wish, spec, compare=False), spec.bridge)):
+    if not wish.dry_run and (left := plan.undo(spec, await _look_again(wish, spec, compare=False))):
         raise _did_not_hold(left)
     _tell(wish, steps, [f"{path} was not written by AgentLab, and stays." for path in foreign], {})
 
