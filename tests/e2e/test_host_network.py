@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from tests.e2e.host_rig import BRIDGE, GATEWAY, GUESTS, HostRig, host_rig
 from tests.e2e.network_rig import frames_of, sniffing
 
+from agentlab.base import process
 from agentlab.testing.netlab import NetLab, Place
 
 pytestmark = [
@@ -256,6 +258,19 @@ async def test_with_an_exit_node_guests_still_leave_by_the_uplink(rig: HostRig) 
     assert "never into the tailnet" in said.err
 
 
+async def test_with_an_exit_node_replies_come_back_through_an_uplink_that_checks_strictly(rig: HostRig) -> None:
+    await _tailscale(rig, "route add default dev tailscale0 table 52")
+    await rig.on_host("sysctl", "-q", "-w", "net.ipv4.conf.up0.rp_filter=1")
+    await rig.made()
+    guest = await rig.plug(GUESTS[0], "tap1")
+
+    strict = await _reached(rig, guest, "1.1.1.10", 80)
+    own = await _tcp(rig, rig.lab.host, [("1.1.1.10", 80)])
+
+    assert strict == "open 192.168.50.2"
+    assert _opened(own) == [("1.1.1.10", 80)]  # the host's own go as Tailscale wants them
+
+
 async def test_replies_come_back_when_the_tailnet_claims_the_guests_network(rig: HostRig) -> None:
     await rig.made()
     await _tailscale(rig, "route add 10.80.0.0/24 dev tailscale0 table 52")
@@ -416,6 +431,15 @@ async def test_a_host_without_a_default_route_needs_the_uplink_named(rig: HostRi
 
     assert (unnamed.status, named.status) == (6, 0)
     assert "this host has no default route" in unnamed.err
+
+
+async def test_without_root_it_says_that_it_needs_root() -> None:
+    argv = ("unshare", "--user", sys.executable, "-m", "agentlab.cli.main", "setup", "host-network", "--dry-run")
+
+    ended = await process.run(argv, check=False)
+
+    assert ended.status == 5
+    assert b"Run it as root: sudo agentlab setup host-network" in ended.err
 
 
 async def test_without_consent_nothing_is_changed(rig: HostRig) -> None:

@@ -130,11 +130,11 @@ async def _take_away(wish: Wish) -> None:
         observed = await look.observe(wish.root, spec, compare=False)
     except NetworkError as error:
         raise _unseen(error) from error
-    _refuse("taken away", obstacles.busy(observed, spec.bridge))
-    steps = plan.undo(observed, spec.bridge)
+    _refuse("taken away", obstacles.busy(spec, observed))
+    steps = plan.undo(spec, observed)
     foreign = [path for path in observed.files if path != files.RECORD and not plan.is_ours(observed, path)]
     await _do(wish, steps, "nothing of an agent bridge is here; there is nothing to undo")
-    if not wish.dry_run and (left := plan.undo(await _look_again(wish, spec, compare=False), spec.bridge)):
+    if not wish.dry_run and (left := plan.undo(spec, await _look_again(wish, spec, compare=False))):
         raise _did_not_hold(left)
     _tell(wish, steps, [f"{path} was not written by AgentLab, and stays." for path in foreign], {})
 

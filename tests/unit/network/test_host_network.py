@@ -33,6 +33,7 @@ UPLINK = "ipv4/conf/vmbr0/forwarding"
 NOWHERE = Observed(files={}, enabled=False, directories=frozenset({Path("/"), Path("/etc")}), record=None)
 BEFORE = replace(NOWHERE, settings={UPLINK: "0"})
 LINK = Link(kind="bridge", alias=MARK, mac=SPEC.mac, up=True, addresses=(SPEC.address,), ports=())
+THEIRS = replace(LINK, alias="", mac="7e:00:00:00:00:01")
 SURVEY = Survey(interfaces="source /etc/network/interfaces.d/*\n", links=frozenset({"lo", "vmbr0"}))
 
 
@@ -114,7 +115,7 @@ def test_systemd_is_told_where_it_runs() -> None:
 
 
 def test_undo_takes_the_bridge_away_before_its_rules_and_the_record_after_everything() -> None:
-    steps = plan.undo(_standing(), "agbr0")
+    steps = plan.undo(SPEC, _standing())
 
     assert _place(steps, "ip link del agbr0") < _place(steps, "nft -f -") < _place(steps, "remove")
     assert steps.index(Remove(path=files.RECORD)) > max(
@@ -124,17 +125,15 @@ def test_undo_takes_the_bridge_away_before_its_rules_and_the_record_after_everyt
 
 
 def test_undo_leaves_a_setting_that_others_need_by_now() -> None:
-    steps = plan.undo(replace(_standing(), forwards_all=True), "agbr0")
+    steps = plan.undo(SPEC, replace(_standing(), forwards_all=True))
 
     assert [each for each in steps if isinstance(each, Set)] == []
 
 
 def test_undo_touches_neither_a_bridge_nor_a_file_of_somebody_else() -> None:
-    theirs = replace(
-        NOWHERE, link=replace(LINK, alias="theirs"), files={files.INTERFACES: File(content="iface agbr0 inet dhcp\n")}
-    )
+    theirs = replace(NOWHERE, link=THEIRS, files={files.INTERFACES: File(content="iface agbr0 inet dhcp\n")})
 
-    assert plan.undo(theirs, "agbr0") == []
+    assert plan.undo(SPEC, theirs) == []
 
 
 def test_a_record_reads_back_as_it_was_written() -> None:
@@ -176,7 +175,7 @@ def test_a_host_without_anything_in_the_way_is_free_of_obstacles() -> None:
 @pytest.mark.parametrize(
     ("observed", "survey", "cause"),
     [
-        (replace(NOWHERE, link=replace(LINK, alias="", kind="")), SURVEY, "agbr0 exists and is not AgentLab's: an int"),
+        (replace(NOWHERE, link=replace(THEIRS, kind="")), SURVEY, "agbr0 exists and is not AgentLab's: an int"),
         (NOWHERE, replace(SURVEY, interfaces=None), "there is no /etc/network/interfaces"),
         (NOWHERE, replace(SURVEY, interfaces="auto lo\n"), "/etc/network/interfaces does not include"),
         (NOWHERE, replace(SURVEY, others={"/x/sdn": "auto agbr0\n"}), "/x/sdn defines an interface agbr0"),
@@ -213,18 +212,12 @@ def test_a_clash_names_a_network_that_is_free() -> None:
     assert found.remedy == "Take another: --subnet 10.90.0.0/24"
 
 
-def test_without_its_programs_nothing_else_of_a_host_is_judged() -> None:
-    (missing,) = obstacles.obstacles(
-        SPEC, NOWHERE, Survey(interfaces=SURVEY.interfaces, missing=(obstacles.Obstacle(cause="x", remedy="y"),))
-    )
+def test_a_bridge_that_was_made_and_not_yet_marked_is_ours() -> None:
+    halfway = replace(BEFORE, link=replace(LINK, alias="", up=False, addresses=()))
 
-    assert missing.cause == "x"
-
-
-def test_an_exit_node_behind_a_strict_uplink_is_remarked_upon() -> None:
-    said = obstacles.remarks(SPEC, NOWHERE, replace(SURVEY, exit_node="tailscale0", strict_uplink=True))
-
-    assert any("net.ipv4.conf.vmbr0.rp_filter=2" in each for each in said)
+    assert obstacles.obstacles(SPEC, halfway, SURVEY) == []
+    assert "run ip link set dev agbr0 alias 'agentlab host-network'" in map(str, plan.set_up(SPEC, halfway))
+    assert "run ip link del agbr0" in map(str, plan.undo(SPEC, halfway))
 
 
 def test_the_way_is_that_of_the_main_table_and_of_the_longest_prefix() -> None:
@@ -237,7 +230,6 @@ def test_the_way_is_that_of_the_main_table_and_of_the_longest_prefix() -> None:
     asked = ("9.9.9.9", "172.20.0.8", "172.20.0.9")
 
     assert [look.way_to(IPv4Address(each), routes) for each in asked] == ["vmbr0", "vmbr7", "wg0"]
-    assert look.exit_node(routes) == "tailscale0"
 
 
 def test_our_routing_is_told_from_everybody_elses() -> None:

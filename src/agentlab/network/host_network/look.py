@@ -24,8 +24,6 @@ TIMEOUT_S = 20.0
 SYSTEM = Path("/")
 
 _SYSTEMD = Path("/run/systemd/system")
-_TAILSCALE_TABLE = "52"
-_STRICT = "1"
 
 
 def below(root: Path, path: Path) -> Path:
@@ -67,22 +65,18 @@ async def survey(root: Path, spec: Spec) -> Survey:
     others = {str(each): _text(each) or "" for each in _files_beside(root)}
     if root != SYSTEM:
         return Survey(interfaces=interfaces, others=others, live=False)
-    if missing := list(_missing()):
-        return Survey(interfaces=interfaces, others=others, missing=tuple(missing))
     routes, links, chains = await asyncio.gather(_routes(), host.ask_ip("addr"), host.chains())
     found = host.digest(routes, links, host.read_nameservers(), spec.bridge)
     names = frozenset(str(each["ifname"]) for each in links)
     elsewhere = [each for each in (spec.guest, spec.nameserver) if each is not None and each not in spec.subnet]
-    strictness = max(sysctl.read(f"ipv4/conf/{each}/rp_filter") or "0" for each in ("all", spec.uplink))
     return Survey(
         interfaces=interfaces,
         others=others,
+        missing=tuple(_missing()),
         taken=found.taken,
         links=names,
         ways={each: way for each in elsewhere if (way := way_to(each, routes)) is not None},
         closed=tuple(host.parse_closed_chains(chains, "forward", TABLE)),
-        strict_uplink=strictness == _STRICT,
-        exit_node=exit_node(routes),
         tailscale=any(each.startswith(TAILSCALE) for each in names),
     )
 
@@ -119,12 +113,6 @@ def way_to(address: IPv4Address, routes: Iterable[Mapping[str, Any]]) -> str | N
         if address in network:
             found.append((-network.prefixlen, int(each.get("metric", 0)), str(each["dev"])))
     return min(found)[2] if found else None
-
-
-def exit_node(routes: Iterable[Mapping[str, Any]]) -> str | None:
-    """The interface by which Tailscale takes all traffic, if it does."""
-    mine = [each for each in routes if str(each.get("table")) == _TAILSCALE_TABLE and each.get("dst") == "default"]
-    return next((str(each["dev"]) for each in mine if "dev" in each), None)
 
 
 def parse_link(shown: Sequence[Mapping[str, Any]], name: str) -> Link | None:
@@ -201,9 +189,6 @@ async def _routes() -> list[dict[str, Any]]:
 
 
 def _missing() -> Iterable[Obstacle]:
-    for program, package in (("nft", "nftables"), ("ip", "iproute2")):
-        if process.which(program) is None:
-            yield Obstacle(cause=f"{program} is missing", remedy=f"apt-get install {package}")
     # The classic ifupdown makes bridges by the scripts of bridge-utils, ifupdown2 by itself.
     if process.which("ifreload") is None and (process.which("ifup") is None or process.which("brctl") is None):
         yield Obstacle(

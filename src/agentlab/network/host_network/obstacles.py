@@ -11,7 +11,7 @@ from agentlab.network import addresses
 from agentlab.network.addresses import Taken
 from agentlab.network.host_network import files
 from agentlab.network.host_network.plan import is_ours
-from agentlab.network.host_network.spec import MARK, Obstacle, Spec
+from agentlab.network.host_network.spec import Obstacle, Spec
 from agentlab.network.host_network.state import Observed
 
 _SOURCED = re.compile(r"^\s*source(-directory)?\s+(/etc/network/)?interfaces\.d(/\S*)?\s*$", re.MULTILINE)
@@ -29,8 +29,6 @@ class Survey:
     links: frozenset[str] = frozenset()
     ways: Mapping[IPv4Address, str] = field(default_factory=dict)  # by which interface the host reaches it
     closed: tuple[str, ...] = ()  # tables of others that drop forwarded packets by default
-    strict_uplink: bool = False  # whether the uplink drops what it would not answer by the same way
-    exit_node: str | None = None  # an interface of Tailscale's that takes all traffic
     tailscale: bool = False
 
 
@@ -38,19 +36,18 @@ def obstacles(spec: Spec, observed: Observed, survey: Survey) -> list[Obstacle]:
     """Everything at once; empty if the bridge can be made."""
     found = [*_of_record(spec, observed), *_of_files(spec, observed, survey)]
     if survey.live:
-        # Without its programs, nothing else of it is known.
-        found += survey.missing or [*_of_links(spec, observed, survey), *_of_ways(spec, survey)]
+        found += [*survey.missing, *_of_links(spec, observed, survey), *_of_ways(spec, survey)]
     return found
 
 
-def busy(observed: Observed, bridge: str) -> list[Obstacle]:
+def busy(spec: Spec, observed: Observed) -> list[Obstacle]:
     """Why the bridge cannot be taken away."""
-    if observed.link is None or observed.link.alias != MARK or not observed.link.ports:
+    if observed.link is None or not observed.link.is_ours(spec) or not observed.link.ports:
         return []
     ports = ", ".join(observed.link.ports)
     return [
         Obstacle(
-            cause=f"machines are still plugged into {bridge}: {ports}",
+            cause=f"machines are still plugged into {spec.bridge}: {ports}",
             remedy="Stop or destroy them first (`agentlab sandbox list` shows AgentLab's own).",
         )
     ]
@@ -68,11 +65,6 @@ def remarks(spec: Spec, observed: Observed, survey: Survey) -> list[str]:
         found.append(
             f"{', '.join(survey.closed)} drops forwarded packets by default, and a packet needs the consent of every "
             f"table: let it accept what comes from {spec.bridge}, and the replies to it."
-        )
-    if survey.exit_node is not None and survey.strict_uplink:
-        found.append(
-            f"All traffic of this host leaves by {survey.exit_node}, and {spec.uplink} checks reverse paths strictly: "
-            f"replies to guests will be dropped.  `sysctl -w net.ipv4.conf.{spec.uplink}.rp_filter=2` lets them in."
         )
     if survey.tailscale:
         found.append(f"Tailscale runs here: guests' packets go by {spec.uplink} and never into the tailnet.")
@@ -121,7 +113,7 @@ def _of_files(spec: Spec, observed: Observed, survey: Survey) -> Iterable[Obstac
 
 def _of_links(spec: Spec, observed: Observed, survey: Survey) -> Iterable[Obstacle]:
     link = observed.link
-    if link is not None and link.alias != MARK:
+    if link is not None and not link.is_ours(spec):
         yield Obstacle(
             cause=f"{spec.bridge} exists and is not AgentLab's: {link.kind or 'an interface'} with the alias "
             f"{link.alias!r}",

@@ -87,11 +87,11 @@ def set_up(spec: Spec, observed: Observed) -> list[Step]:
     return steps
 
 
-def undo(observed: Observed, bridge: str) -> list[Step]:
+def undo(spec: Spec, observed: Observed) -> list[Step]:
     """The bridge goes first, then its rules, then what would bring them back.  Only what is ours, and what is there."""
     steps: list[Step] = []
     if observed.live:
-        steps += _undo_live(observed, bridge)
+        steps += _undo_live(spec, observed)
     present = [path for path in reversed(files.FILES) if path in observed.files and is_ours(observed, path)]
     if observed.enabled:
         steps.append(Remove(path=files.ENABLED))
@@ -131,8 +131,9 @@ def _bridge(spec: Spec, observed: Observed) -> list[Step]:
     steps: list[Step] = []
     if link is None:
         steps.append(_run(f"ip link add {name} address {spec.mac} type bridge stp_state 0 forward_delay 0"))
+        link = Link(kind="bridge", alias="", mac=spec.mac, up=False, addresses=(), ports=())
+    if link.alias != MARK:
         steps.append(Run(argv=("ip", "link", "set", "dev", name, "alias", MARK)))
-        link = Link(kind="bridge", alias=MARK, mac=spec.mac, up=False, addresses=(), ports=())
     # A bridge that we have yet to make has none of its settings; those that this kernel does not know stay unset.
     wanted = files.settings(spec)
     steps += [
@@ -151,9 +152,9 @@ def _bridge(spec: Spec, observed: Observed) -> list[Step]:
     return steps
 
 
-def _undo_live(observed: Observed, bridge: str) -> Iterable[Step]:
-    if observed.link is not None and observed.link.alias == MARK:
-        yield _run(f"ip link del {bridge}")
+def _undo_live(spec: Spec, observed: Observed) -> Iterable[Step]:
+    if observed.link is not None and observed.link.is_ours(spec):
+        yield _run(f"ip link del {spec.bridge}")
     for rule in sorted(observed.routing, key=lambda each: each.priority):
         yield Run(argv=("ip", "rule", "del", *rule.words))
     if observed.systemd and observed.active:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from agentlab.network.host_network.files import File
-from agentlab.network.host_network.spec import Rule, Spec
+from agentlab.network.host_network.spec import MARK, Rule, Spec
 
 _VERSION = 1
 
@@ -24,6 +24,10 @@ class Link:
     up: bool
     addresses: tuple[str, ...]  # IPv4, with prefix lengths
     ports: tuple[str, ...]
+
+    def is_ours(self, spec: Spec) -> bool:
+        """By its alias; or by its MAC, for it has that from the very call that makes it."""
+        return self.alias == MARK or self.mac == spec.mac
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
