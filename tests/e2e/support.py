@@ -15,7 +15,8 @@ from typing import Any
 from agentlab.client.repository import pack
 from agentlab.client.sync import Connection
 from agentlab.testing.daemon_process import DaemonProcess
-from agentlab.testing.proxmox_thread import ProxmoxThread
+from agentlab.testing.proxmox.server import ProxmoxSim
+from agentlab.testing.proxmox_thread import TEMPLATE_VMID, ProxmoxThread
 
 FINAL = {"succeeded", "failed", "timed_out", "cancelled", "lost"}
 WAIT_S = 120.0
@@ -46,7 +47,17 @@ def daemon_of(folder: Path, backend: str, crash_at: str = "", **settings: Any) -
         if backend == "proxmox":
             cluster = stack.enter_context(ProxmoxThread(folder / "cluster"))
             found["backends"] = {"proxmox": cluster.settings(free_port())}
+            stack.callback(_nothing_left, cluster)
         yield stack.enter_context(DaemonProcess(folder, settings=found, crash_at=crash_at))
+
+
+def _nothing_left(cluster: ProxmoxThread) -> None:
+    """Once the daemon has destroyed its sandboxes, there is nothing on the cluster but the template."""
+
+    async def look(sim: ProxmoxSim) -> list[int]:
+        return sorted(sim.cluster.vms)
+
+    assert cluster.run(look) == [TEMPLATE_VMID]
 
 
 def free_port() -> int:

@@ -178,13 +178,18 @@ def token_of(settings: ProxmoxSettings) -> Token:
         raise PermissionMissing(
             path=path, cause="others may read or change it", what_to_do=f"chmod 600 {path}; it holds a secret."
         )
-    name, equals, secret = text.strip().partition("=")
     try:
-        if not equals or not secret:
-            raise ValueError("it must hold USER@REALM!NAME=SECRET")
-        return Token(id=name, secret=Secret(secret))
+        return parse_token(text)
     except ValueError as error:
         raise SettingsInvalid(problems=f"{path}: {error}") from error
+
+
+def parse_token(text: str) -> Token:
+    """What a token file holds: USER@REALM!NAME=SECRET.  ValueError if it is something else."""
+    name, equals, secret = text.strip().partition("=")
+    if not equals or not secret:
+        raise ValueError("it must hold USER@REALM!NAME=SECRET")
+    return Token(id=name, secret=Secret(secret))
 
 
 def grantee_of(settings: ProxmoxSettings, token: str) -> Grantee:

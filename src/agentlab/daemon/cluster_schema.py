@@ -13,13 +13,13 @@ from agentlab.base.yaml import Flag, Number, Seconds, StrictModel, Whole
 
 PORT_DEFAULT = 8006
 VMID_MIN, VMID_MAX = 100, 999_999_999
-_ENDPOINT = re.compile(r"https://(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::(?P<port>\d{1,5}))?/?")
+ENDPOINT = re.compile(r"https://(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::(?P<port>\d{1,5}))?/?")
 _FINGERPRINT = re.compile(r"(?:[0-9A-Fa-f]{2}:?){32}")
 _STORAGE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]+")
 
 
 def _endpoint(value: str) -> str:
-    if _ENDPOINT.fullmatch(value) is None:
+    if ENDPOINT.fullmatch(value) is None:
         raise ValueError(f"{value!r} is not an endpoint; write for example https://pve1.example.org:8006")
     return value
 
@@ -109,7 +109,7 @@ def host_port(text: str) -> tuple[IPv4Address, int]:
 
 def endpoint_of(text: str) -> tuple[str, int]:
     """Host and port of an endpoint's address."""
-    found = _ENDPOINT.fullmatch(text)
+    found = ENDPOINT.fullmatch(text)
     assert found is not None, text
     return found["host"].strip("[]"), int(found["port"] or PORT_DEFAULT)
 

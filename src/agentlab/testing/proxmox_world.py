@@ -50,7 +50,7 @@ from agentlab_guest.strict import Malformed
 TEMPLATE = 9000
 NODES = ("pve1", "pve2")
 BOOT_S = 8.0
-LOOK_S = 0.5
+LOOK_S = 0.1
 RETRIES_MAX, RETRY_PAUSE_S = 3, 0.5
 FOREIGN = 20_100  # within our own range: somebody else's VM, which nobody may touch
 CLONED = 20_101  # a copy of one of ours, made by hand

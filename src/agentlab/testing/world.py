@@ -129,6 +129,8 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
 class World:
     """`World(seed).run(scenario)`; see tests/sim."""
 
+    limits = LIMITS
+
     def __init__(self, seed: int, fault_rate: float = 0.1) -> None:
         self.seed, self._fault_rate = seed, fault_rate
         self.entropy = SeededEntropy(seed)
@@ -217,7 +219,7 @@ class World:
             images=None,  # type: ignore[arg-type]
         )
         self._scope = TaskScope("daemon", self._task_failed)
-        self.core = build_core(ground, self.profiles, LIMITS, self._scope)
+        self.core = build_core(ground, self.profiles, self.limits, self._scope)
         self._scope.start(self.core.reconciler.run(), "reconcile")
 
     async def kill(self) -> None:

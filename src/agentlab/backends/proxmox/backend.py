@@ -19,6 +19,7 @@ from agentlab.backends.proxmox.making import MAKE_S_MAX, CopiesOf, Maker, half_c
 from agentlab.backends.proxmox.observe import VmStatus
 from agentlab.backends.proxmox.ownership import Whose, is_foreign, is_ours
 from agentlab.backends.proxmox.records import VmRecord
+from agentlab.backends.proxmox.rescue import last_words
 from agentlab.backends.proxmox.snapshots import ClusterSnapshots
 from agentlab.backends.proxmox.workspaces import ClusterWorkspaces
 from agentlab.backends.translation import translated
@@ -63,6 +64,7 @@ class ProxmoxBackend:
     """
 
     name = "proxmox"
+    parallel_max = 64  # they wait for clones and boots of the cluster, not for this machine
     guest_arguments: tuple[str, ...] = ("--own-cgroup",)
 
     def __init__(
@@ -342,8 +344,10 @@ class ProxmoxBackend:
             self._cluster.forget(mark.sandbox)
             status = await self._cluster.status(mark.sandbox, record)
             shown = "gone" if status is None else status.value
+            said = await last_words(self._cluster, record) if status is VmStatus.RUNNING else ""
             raise Refused(
-                f"{error.cause} (VM {record.vmid} on {self._cluster.node_of(record)} is {shown})",
+                f"{error.cause} (VM {record.vmid} on {self._cluster.node_of(record)} is {shown}; "
+                f"{f'its agent says: {said}' if said else 'its agent says nothing'})",
                 f"See its console in the web interface.  {error.remedy}",
             ) from error
 

@@ -66,7 +66,7 @@ def _rights(cluster: Cluster, permissions: lenient.Row) -> list[Finding]:
         Finding(
             name=f"right {each.privilege.name}",
             ok=False,
-            fatal=not each.privilege.optional,
+            fatal=each.privilege.essential(cluster.grantee),
             detail=f"missing on {each.path}, needed for {each.privilege.needed_for}",
             remedy=f"As root on a node: {each.command}",
         )

@@ -56,6 +56,7 @@ class QemuBackend:
         "start": BOOT_S_MAX + 60,
         "stop": 120.0,
     }
+    parallel_max = 8
     guest_arguments: tuple[str, ...] = ("--own-cgroup",)
 
     def __init__(

@@ -55,6 +55,7 @@ class User:
     enable: int = 1
     expire: int = 0
     password: str | None = None
+    second_factor: bool = False  # its password alone gives half a ticket
     facts: dict[str, str] = field(default_factory=dict)  # comment, email, firstname, lastname, keys
     tokens: dict[str, Token] = field(default_factory=dict)
 

@@ -31,6 +31,9 @@ async def _ticket(call: Call) -> Any:
         name = f"{name}@{call.values['realm']}"
     caller = access.by_password(name, call.values["password"], cluster.clock.now())
     stamp = f"{int(cluster.clock.now()):08X}"
+    if access.users[caller.user].second_factor:
+        half = "PVE:!tfa!%7B%22totp%22%3Atrue%7D:" + access.new_secret()
+        return {"NeedTFA": 1, "CSRFPreventionToken": f"{stamp}:x", "ticket": half, "username": name}
     ticket, csrf = f"PVE:{name}:{stamp}::{cluster.entropy.token(48)}==", f"{stamp}:{cluster.entropy.token(21)}"
     access.tickets[ticket] = (name, csrf)
     return {"CSRFPreventionToken": csrf, "cap": _cap(access, caller), "ticket": ticket, "username": name}
