@@ -235,7 +235,8 @@ async def test_nothing_is_left_of_destroyed_sandboxes_nor_of_the_cluster(tmp_pat
         for spec in (destroyed, left):
             await rig.up(spec)
         pids = [guest.room.init for guest in guests.guests.values()]
-        await rig.backend.workspaces.attach(destroyed.mark, rig.disk()) if rig.backend.workspaces else None
+        assert rig.backend.workspaces is not None
+        await rig.backend.workspaces.attach(destroyed.mark, rig.disk())
         gone = rig.vm_of(destroyed).vmid
         await rig.backend.destroy(destroyed.mark)
         volumes = rig.sim.cluster.stores["local"].on("pve1").values()
@@ -244,6 +245,8 @@ async def test_nothing_is_left_of_destroyed_sandboxes_nor_of_the_cluster(tmp_pat
 
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert mounts_below(tmp_path) == []
+    backing = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    assert [each for each in backing if str(tmp_path) in each] == []
     assert not guests.folder.exists()
 
 
@@ -273,3 +276,23 @@ async def test_walls_that_do_not_hold_are_named_and_the_machine_is_stopped(
 
         assert not rig.vm_of(spec).running
         assert await power_of(rig.backend, spec.mark.sandbox) is Power.STOPPED
+
+
+async def test_a_disk_that_the_guest_holds_on_to_is_not_given_to_another(rig: ProxmoxRig) -> None:
+    first, second, disk, workspaces = rig.spec(), rig.spec(), rig.disk(), rig.backend.workspaces
+    assert workspaces is not None
+    await rig.up(first)
+    await rig.up(second)
+    await workspaces.attach(first.mark, disk)
+    await says(rig, first, "mount", "--bind", "/work", "/mnt")
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2):
+            await workspaces.detach(first.mark, disk.serial)
+    with pytest.raises(Refused, match="is plugged into"):
+        await workspaces.attach(second.mark, disk)
+    await says(rig, first, "umount", "/mnt")
+    await workspaces.detach(first.mark, disk.serial)
+    await workspaces.attach(second.mark, disk)
+
+    assert [each.serial for each in await workspaces.list(second.mark)] == [disk.serial]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import shutil
 import tempfile
@@ -15,10 +16,11 @@ import pytest
 
 from agentlab.backends.interface import Command
 from agentlab.backends.proxmox.leak import reached
+from agentlab.backends.proxmox.ownership import uuid_of
 from agentlab.backends.proxmox.plan import Addresses
 from agentlab.backends.proxmox.shelf import ClusterImage
 from agentlab.base.process import run
-from agentlab.model.network import NetworkMode
+from agentlab.model.network import Card, NetworkMode
 from agentlab.model.sandbox import SandboxSpec
 from agentlab.testing.backend_contract import result_of
 from agentlab.testing.images import shared_image
@@ -97,14 +99,19 @@ async def life(rig: ProxmoxRig, guests: QemuGuests) -> dict[str, object]:
     found["ready after"] = round(time.monotonic() - began, 1)
     found["templates"] = [each.config["name"] for each in rig.sim.cluster.vms.values() if each.is_template]
     found["walls"] = await out_of(rig, spec, [*WALLS[:12], *INTERNET])
-    found["name"] = await says(
-        rig, spec, "getent hosts example.org | wc -l; hostname; id -u; df --output=size / | tail -1"
+    found["name"] = await says(rig, spec, "getent ahostsv4 web.netlab.test | cut -d' ' -f1 | sort -u")
+    found["host"] = await says(
+        rig, spec, "hostname; cat /sys/class/net/eth0/address; cat /sys/class/dmi/id/product_uuid"
     )
+    port = rig.network.port(spec.mark.sandbox, spec.slot, spec.network)
+    found["wanted"] = f"{spec.hostname}\n{port.mac}\n{uuid_of(spec.mark)}"
     found["spoofed"] = await says(rig, spec, f"python3 -c '{SPOOF}'")
     rig.sim.cluster.firewall.options["enable"] = 0
     await asyncio.sleep(2 * guests.enforce_s)
     found["without walls"] = await out_of(rig, spec, WALLS[:2])
     rig.sim.cluster.firewall.options["enable"] = 1
+    found["cut off"] = await cut_off(rig, spec, guests, vm.vmid)
+    found["plugged again"] = await says(rig, spec, "cat /sys/class/net/eth0/carrier")
     await workspace(rig, spec, found)
     await again(rig, spec, found)
     found["console"] = guests.console(vm.vmid)
@@ -116,6 +123,18 @@ async def life(rig: ProxmoxRig, guests: QemuGuests) -> dict[str, object]:
     found["volumes left"] = [each.own for each in volumes if each.vmid == vm.vmid]
     print(f"ready after {found['ready after']} s, again after {found['again after']} s")
     return found
+
+
+async def cut_off(rig: ProxmoxRig, spec: SandboxSpec, guests: QemuGuests, vmid: int) -> str:
+    """What the guest's card says, by its agent, while its network is detached."""
+    await rig.network.detach(spec.mark.sandbox)
+    look = {"path": "/bin/cat", "arg": ["/sys/class/net/eth0/carrier"], "capture-output": True}
+    pid = (await guests.agent(vmid, "guest-exec", look))["pid"]
+    async with asyncio.timeout(30):
+        while not (said := await guests.agent(vmid, "guest-exec-status", {"pid": pid}))["exited"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    await rig.network.attach(rig.network.port(spec.mark.sandbox, spec.slot, spec.network), Card(vmid))
+    return base64.b64decode(said["out-data"]).decode().strip()
 
 
 async def workspace(rig: ProxmoxRig, spec: SandboxSpec, found: dict[str, object]) -> None:
@@ -174,6 +193,15 @@ def test_without_the_clusters_firewall_the_same_questions_are_answered(seen: Map
 
 def test_an_address_that_is_not_its_own_gets_nowhere(seen: Mapping[str, object]) -> None:
     assert seen["spoofed"] == "11"  # EAGAIN: nobody answered
+
+
+def test_it_has_the_name_that_it_was_given_and_asks_the_clusters_name_server(seen: Mapping[str, object]) -> None:
+    assert seen["host"] == seen["wanted"]
+    assert seen["name"] == "1.1.1.10"
+
+
+def test_a_detached_network_is_a_cable_that_was_pulled_and_comes_back(seen: Mapping[str, object]) -> None:
+    assert (seen["cut off"], seen["plugged again"]) == ("0", "1")
 
 
 def test_a_workspace_comes_and_goes_while_it_runs(seen: Mapping[str, object]) -> None:

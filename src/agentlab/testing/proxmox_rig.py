@@ -240,6 +240,7 @@ async def proxmox_rig(
             image=image,
             settings=settings,
         )
+        await rig.backend.probe()
         try:
             yield rig
         finally:

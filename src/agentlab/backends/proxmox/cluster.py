@@ -133,6 +133,10 @@ class Cluster:
         """Its configuration as it will be at the next start; None if there is no such VM."""
         return await self._of_vm(record, "config", "reading its configuration")
 
+    async def current_config(self, record: VmRecord) -> Mapping[str, object] | None:
+        """Its configuration as it is: what is wished away and has not gone is there; None if there is no such VM."""
+        return await self._of_vm(record, "config", "reading its configuration", {"current": True})
+
     async def status(self, sandbox: SandboxId, record: VmRecord) -> VmStatus | None:
         """Its power now, or as one of our own calls has just made it; None if there is no such VM.
 
@@ -170,12 +174,14 @@ class Cluster:
         async with self._noting:
             return await in_thread(lambda: self.records.change(sandbox, record, changes))
 
-    async def _of_vm(self, record: VmRecord, what: str, doing: str) -> Mapping[str, object] | None:
+    async def _of_vm(
+        self, record: VmRecord, what: str, doing: str, params: Params | None = None
+    ) -> Mapping[str, object] | None:
         """Asked where it is; if it has been moved, asked again there."""
         for again in (False, True):
             asked = self.node_of(record)
             try:
-                return lenient.row(await self.transport.call("GET", self.path(record, *what.split("/"))))
+                return lenient.row(await self.transport.call("GET", self.path(record, *what.split("/")), params))
             except ProxmoxError as error:
                 failure, kind = translated(error, f"{doing} (VM {record.vmid})", self.grantee), kind_of(error)
                 if again or kind not in (Kind.GONE, Kind.PRIVILEGE, Kind.NODE_DOWN, Kind.MISSING):

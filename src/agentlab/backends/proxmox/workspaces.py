@@ -67,7 +67,7 @@ class ClusterWorkspaces:
                     await self._give_back(plugged)
                     raise Refused(f"{plugged.key} of VM {record.vmid} is in use", "See who has changed the VM.")
                 value = encode.format_properties({"file": disk.disk, "serial": disk.serial}, default_key="file")
-                await self._configure("plugging in a disk", record, {plugged.key: value})
+                await self._plug(record, {plugged.key: value})
             control = await self._control(mark)
             await control.mount(disk.serial, disk.serial[:16], disk.mount)
             await self._write(Plugged(**{**asdict(plugged), "mounted": True}))
@@ -102,20 +102,22 @@ class ClusterWorkspaces:
         return bool(await self._of(sandbox))
 
     async def _unplug(self, mark: Mark, record: VmRecord, plugged: Plugged) -> None:
-        config = await self._cluster.config(record)
+        """Unplugged is what is no more in the configuration as it is: a guest may hold on to what is wished away."""
+        config = await self._cluster.current_config(record)
         if config is not None and lenient.text(config, plugged.key).startswith(plugged.volume):
             require_ours(mark, record, config)
-            await self._configure("unplugging a disk", record, {"delete": plugged.key})
-            config = await self._cluster.config(record)
+            doing, path = f"unplugging a disk of VM {record.vmid}", self._cluster.path(record, "config")
+            await self._cluster.patiently(doing, "POST", path, {"delete": plugged.key}, PLUG_S_MAX)
+            config = await self._cluster.current_config(record)
             if config is not None and lenient.text(config, plugged.key).startswith(plugged.volume):
                 raise Unavailable(f"the guest does not let go of {plugged.serial}", "Stop the sandbox.")
         await self._give_back(plugged)
 
-    async def _configure(self, doing: str, record: VmRecord, params: encode.Params) -> None:
+    async def _plug(self, record: VmRecord, params: encode.Params) -> None:
         path = self._cluster.path(record, "config")
-        answer = await self._cluster.call(doing, "POST", path, params)
+        answer = await self._cluster.call("plugging in a disk", "POST", path, params)
         if answer is not None:
-            await self._cluster.finished(f"{doing} of VM {record.vmid}", answer, PLUG_S_MAX)
+            await self._cluster.finished(f"plugging in a disk of VM {record.vmid}", answer, PLUG_S_MAX)
 
     async def _config(self, mark: Mark, record: VmRecord) -> lenient.Row:
         config = await self._cluster.config(record)

@@ -31,7 +31,7 @@ from agentlab.testing.taps import HeldTap
 if TYPE_CHECKING:
     from agentlab.testing.proxmox.cluster import Cluster
 
-UNPLUG_S_MAX, LOOK_S = 15.0, 0.1
+UNPLUG_S_MAX, LOOK_S = 5.0, 0.1
 ENFORCE_S = 1.0  # 10 s on the real thing
 
 

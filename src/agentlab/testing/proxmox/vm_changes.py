@@ -154,6 +154,7 @@ async def _unplugged(cluster: Cluster, vm: Vm, key: str) -> None:
         try:
             await cluster.guests.unplugged(vm.vmid, key)
         except GuestFailed:
+            vm.removed[key] = 1  # the wish stays, for the next stop or the next try
             raise invalid({key: BUSY.format(key)}) from None
 
 
@@ -199,6 +200,7 @@ async def _delete(cluster: Cluster, vm: Vm, key: str, force: bool, log: Log) -> 
         if vm.running and _hot(key):
             await cluster.spend("unplug")
             await _unplugged(cluster, vm, key)
+            vm.removed.pop(key, None)
         _take_out(cluster, vm, key, force)
     _shorten_boot(vm, key)
 
