@@ -8,7 +8,7 @@ import pytest
 
 from agentlab.testing.scenarios import stormy_cluster
 
-SEEDS = max(1, int(os.environ.get("AGENTLAB_SIM_SEEDS", "200")) // 10)  # each takes as long as ten of a fake backend
+SEEDS = max(1, int(os.environ.get("AGENTLAB_SIM_SEEDS", "200")) // 20)  # each takes as long as twenty of a fake backend
 FIRST = int(os.environ.get("AGENTLAB_SIM_FIRST", "0"))
 
 

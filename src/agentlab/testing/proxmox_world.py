@@ -14,7 +14,7 @@ from typing import Any, cast
 from agentlab.backends.interface import Command, Gone, Probe, Unavailable
 from agentlab.backends.link.control import Identity
 from agentlab.backends.link.guests import Guests
-from agentlab.backends.proxmox import check
+from agentlab.backends.proxmox import check, firewall
 from agentlab.backends.proxmox.answers import NoAnswer, read_answer
 from agentlab.backends.proxmox.backend import CAPABILITIES, ProxmoxBackend
 from agentlab.backends.proxmox.card import Cards
@@ -31,8 +31,11 @@ from agentlab.base.clock import sleep
 from agentlab.base.tasks import TaskScope
 from agentlab.daemon.cluster_network import ClusterNetwork, cluster_port
 from agentlab.model.ids import InstallationId, SandboxId
+from agentlab.model.network import NetworkMode
 from agentlab.model.sandbox import SandboxSpec
 from agentlab.services.sandboxes import BackendEntry
+from agentlab.testing.proxmox.access import ROOT
+from agentlab.testing.proxmox.access import Token as StoredToken
 from agentlab.testing.proxmox.api import Api
 from agentlab.testing.proxmox.cluster import Cluster as SimulatedCluster
 from agentlab.testing.proxmox.codec import PREFIX
@@ -50,7 +53,7 @@ from agentlab_guest.strict import Malformed
 TEMPLATE = 9000
 NODES = ("pve1", "pve2")
 BOOT_S = 8.0
-LOOK_S = 0.1
+LOOK_S = 0.25
 RETRIES_MAX, RETRY_PAUSE_S = 3, 0.5
 FOREIGN = 20_100  # within our own range: somebody else's VM, which nobody may touch
 CLONED = 20_101  # a copy of one of ours, made by hand
@@ -217,11 +220,20 @@ class ClusterWorld(World):
         setup = Setup(self.cluster)
         setup.add_storage("local", shared=True)
         setup.add_template(TEMPLATE, "local", 3 << 30)
+        self.cluster.access.users[ROOT].tokens["world"] = StoredToken(secret="s", privsep=0)  # noqa: S106
         self._token = setup.token(None, user="agentlab@pve", pool="agentlab")
         self._api = Api(self.cluster)
+        await self._wall_template()
         self.homes = Homes(self.cluster, self.guests, self._begun)
         self.cluster.human_clone(TEMPLATE, FOREIGN, name="somebodys")
         self._set_faults(self._fault_rate)
+
+    async def _wall_template(self) -> None:
+        """The template bears the firewall that every clone copies, as those that AgentLab brings to a cluster do."""
+        root, plan = DirectApi(self._api, f"{ROOT}!world=s", NODES[0]), cluster_plan()
+        guest = firewall.Guest(mode=NetworkMode.NAT, address=None, link=plan.link, nameserver=plan.addresses.nameserver)
+        for each in firewall.difference(firewall.wanted(guest), firewall.Firewall()):
+            await root.call(each.method, f"/nodes/{NODES[0]}/qemu/{TEMPLATE}/firewall{each.path}", each.params)
 
     async def _entries(self, installation: InstallationId) -> Mapping[str, BackendEntry]:
         plan = cluster_plan()
