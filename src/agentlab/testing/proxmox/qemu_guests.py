@@ -7,6 +7,7 @@ The firewall works as the cluster's does: some time after its files were changed
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from agentlab.testing.taps import HeldTap
 
 if TYPE_CHECKING:
     from agentlab.testing.proxmox.cluster import Cluster
+
+log = logging.getLogger(__name__)
 
 UNPLUG_S_MAX, LOOK_S = 5.0, 0.1
 ENFORCE_S = 1.0  # 10 s on the real thing
@@ -185,17 +188,32 @@ class QemuGuests:
         self.guests[vmid].images[disk.path] = disk.key
 
     async def unplugged(self, vmid: int, key: str) -> None:
-        await self._asked(vmid, "device_del", {"id": key})
+        if key in await self._devices(vmid):  # an earlier try may have had its effect late
+            await self._asked(vmid, "device_del", {"id": key})
         waited = 0.0
-        while key in {each["name"] for each in await self._asked(vmid, "qom-list", {"path": "/machine/peripheral"})}:
+        while key in await self._devices(vmid) or not await self._closed(vmid, key):
             if waited >= UNPLUG_S_MAX:
                 raise GuestFailed(f"the guest does not let go of {key}")
             await sleep(LOOK_S)
             waited += LOOK_S
-        await self._asked(vmid, "blockdev-del", {"node-name": qemu_command.node_name(key)})
         images = self.guests[vmid].images
         for path in [path for path, each in images.items() if each == key]:
             del images[path]
+
+    async def _devices(self, vmid: int) -> set[str]:
+        return {each["name"] for each in await self._asked(vmid, "qom-list", {"path": "/machine/peripheral"})}
+
+    async def _closed(self, vmid: int, key: str) -> bool:
+        """Close the image of a drive, which its device may hold for a moment longer than it is there."""
+        node = qemu_command.node_name(key)
+        if node not in {each["node-name"] for each in await self._asked(vmid, "query-named-block-nodes")}:
+            return True
+        try:
+            await self._asked(vmid, "blockdev-del", {"node-name": node})
+        except GuestFailed as error:
+            log.info("image is still in use", extra={"node": node, "cause": str(error)})
+            return False
+        return True
 
     async def rewired(self, vmid: int, nic: GuestNic) -> None:
         self.guests[vmid].nics[nic.key] = nic
