@@ -120,9 +120,7 @@ class ProxmoxBackend:
         found = []
         for mark, record in records:
             if record is None or not record.made:
-                found.append(
-                    Observed(mark=mark, power=Power.STOPPED)
-                )  # an intent, which is to be carried out or undone
+                found.append(Observed(mark=mark, power=Power.STOPPED, whole=False))
                 continue
             status = self._cluster.seen(mark.sandbox, record)
             if status is VmStatus.UNKNOWN:
