@@ -54,8 +54,12 @@ class Verdict:
 
 def uuid_of(mark: Mark) -> str:
     """The uuid that the sandbox's VM bears, made of its whole mark; shaped as a name-based one (version 5)."""
-    name = "\0".join(("agentlab-vm", mark.installation, mark.sandbox, mark.nonce))
-    octets = bytearray(hashlib.sha256(name.encode()).digest()[:16])
+    return uuid_by_name("agentlab-vm", mark.installation, mark.sandbox, mark.nonce)
+
+
+def uuid_by_name(*words: str) -> str:
+    """A uuid made of words; shaped as version 5."""
+    octets = bytearray(hashlib.sha256("\0".join(words).encode()).digest()[:16])
     octets[6] = octets[6] & 0x0F | 0x50
     octets[8] = octets[8] & 0x3F | 0x80
     text = octets.hex()

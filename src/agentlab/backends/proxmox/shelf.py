@@ -20,6 +20,7 @@ from agentlab.backends.proxmox.arming import DISK
 from agentlab.backends.proxmox.cluster import Cluster, translating
 from agentlab.backends.proxmox.firewall import Firewall, Guest
 from agentlab.backends.proxmox.observe import ClusterView, VmView
+from agentlab.backends.proxmox.ownership import uuid_by_name
 from agentlab.backends.proxmox.placement import Copy
 from agentlab.backends.proxmox.upload import Upload
 from agentlab.backends.proxmox.vmids import free_vmid
@@ -347,11 +348,8 @@ def lacking(config: lenient.Row) -> list[str]:
 
 
 def uuid_of(made: Made) -> str:
-    """That its VM bears; shaped as a name-based one."""
-    octets = bytearray(hashlib.sha256(f"agentlab-template\0{made.nonce}\0{made.vmid}".encode()).digest()[:16])
-    octets[6], octets[8] = octets[6] & 0x0F | 0x50, octets[8] & 0x3F | 0x80
-    text = octets.hex()
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+    """That its VM bears."""
+    return uuid_by_name("agentlab-template", made.nonce, str(made.vmid))
 
 
 def describe(made: Made, installation: str) -> str:
