@@ -8,7 +8,10 @@ from pathlib import Path
 import click
 
 from agentlab.testing.proxmox.cluster import RELEASES
+from agentlab.testing.proxmox.guests import GuestHost
 from agentlab.testing.proxmox.latency import Latency
+from agentlab.testing.proxmox.process_guests import ProcessGuests
+from agentlab.testing.proxmox.qemu_guests import QemuGuests
 from agentlab.testing.proxmox.server import ProxmoxSim
 
 
@@ -19,15 +22,42 @@ from agentlab.testing.proxmox.server import ProxmoxSim
 @click.option("--port", default=0, help="The first node's port; 0 takes a free one.")
 @click.option("--realistic", is_flag=True, help="Let things take their time.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the files of the storage here.")
-def main(release: str, nodes: int, seed: int, port: int, realistic: bool, folder: Path | None) -> None:
+@click.option(
+    "--guests",
+    "kind",
+    type=click.Choice(["none", "process", "qemu"]),
+    default="none",
+    help="What a started VM is: nothing, a stand-in, or a real VM; the latter two need root and --folder.",
+)
+def main(release: str, nodes: int, seed: int, port: int, realistic: bool, folder: Path | None, kind: str) -> None:
     """Serve a simulated Proxmox VE cluster on 127.0.0.1 until interrupted."""
-    asyncio.run(_serve(release, nodes, seed, port, realistic, folder))
+    if kind != "none" and folder is None:
+        raise click.UsageError("--guests needs --folder, for the files of their disks")
+    asyncio.run(_serve(release, nodes, seed, port, realistic, folder, kind))
 
 
-async def _serve(release: str, nodes: int, seed: int, port: int, realistic: bool, folder: Path | None) -> None:
+def _guests(kind: str, folder: Path | None) -> GuestHost | None:
+    if kind == "none" or folder is None:
+        return None
+    return ProcessGuests(folder=folder / "guests") if kind == "process" else QemuGuests(folder=folder / "guests")
+
+
+async def _serve(
+    release: str, nodes: int, seed: int, port: int, realistic: bool, folder: Path | None, kind: str
+) -> None:
     names = tuple(f"pve{number + 1}" for number in range(nodes))
     latency = Latency.realistic() if realistic else Latency.none()
-    async with ProxmoxSim(version=release, nodes=names, seed=seed, latency=latency, folder=folder, port=port) as sim:
+    storage = None if folder is None else folder / "storage"
+    made = ProxmoxSim(
+        version=release,
+        nodes=names,
+        seed=seed,
+        latency=latency,
+        folder=storage,
+        port=port,
+        guests=_guests(kind, folder),
+    )
+    async with made as sim:
         sim.add_template()
         user, password = sim.administrator
         for name, url in sim.endpoints.items():
