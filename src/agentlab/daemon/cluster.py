@@ -86,12 +86,11 @@ async def make_cluster(
         entropy=entropy,
         walls=await walls_of(settings, plan),
     )
-    listen = host_port(settings.guest_listen)
     return ClusterParts(
         backend=backend,
         network=ClusterNetwork(Cards(cluster), plan.addresses, installation),
         guests=guests,
-        listen=(str(listen[0]), listen[1]),
+        listen=settings.listen,
     )
 
 

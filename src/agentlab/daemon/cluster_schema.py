@@ -192,8 +192,10 @@ class ProxmoxSettings(StrictModel):
     )
     network: ClusterNetworkSettings = Field(default=ClusterNetworkSettings(), description="Addresses of sandboxes.")
     placement: PlacementSettings = Field(default=PlacementSettings(), description="The choice of a node.")
-    guest_listen: Annotated[str, AfterValidator(_host_port)] = Field(
-        default="0.0.0.0:8811", description="Where this daemon listens for its guests, with TLS: ADDRESS:PORT."
+    guest_listen: Annotated[str | None, AfterValidator(_host_port)] = Field(
+        default=None,
+        description="Where this daemon listens for its guests, with TLS: ADDRESS:PORT.  Unset: everywhere, at the port "
+        "of `guest_address`.",
     )
     guest_address: Annotated[str | None, AfterValidator(_host_port)] = Field(
         default=None, description="The same as sandboxes reach it: ADDRESS:PORT of this machine on their network."
@@ -201,6 +203,15 @@ class ProxmoxSettings(StrictModel):
     boot_s_max: Annotated[Seconds, Field(gt=0)] = Field(
         default=180.0, description="How long a VM may take from its start to calling home."
     )
+
+    @property
+    def listen(self) -> tuple[str, int]:
+        """Where guests are listened for.  The settings are complete."""
+        if self.guest_listen is not None:
+            host, port = host_port(self.guest_listen)
+            return str(host), port
+        assert self.guest_address is not None
+        return "0.0.0.0", host_port(self.guest_address)[1]
 
     @property
     def used(self) -> bool:

@@ -230,8 +230,9 @@ async def _remote(
         await parts.guests.start(*parts.listen)
     except (BackendError, OSError) as error:
         cause = error.cause if isinstance(error, BackendError) else f"{error.strerror or error}"
+        where = ":".join(map(str, settings.backends.proxmox.listen))
         raise PreflightFailed(
-            cause=f"proxmox: guests cannot be waited for at {settings.backends.proxmox.guest_listen}: {cause}",
+            cause=f"proxmox: guests cannot be waited for at {where}: {cause}",
             what_to_do="Set `backends.proxmox.guest_listen` to an address of this machine and a free port.",
         ) from error
     probe = await parts.backend.probe()

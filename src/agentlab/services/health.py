@@ -108,7 +108,7 @@ class Health:
                     ok=False,
                     fatal=False,
                     detail=sentence,
-                    remedy="docs/operating/rootless.md",
+                    remedy="docs/concepts/proxmox.md" if entry.remote else "docs/operating/rootless.md",
                 )
                 for sentence in probe.missing_guarantees
             ]
