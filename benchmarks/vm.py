@@ -27,12 +27,12 @@ from upload import FINAL, at
 
 from agentlab.backends import first_process
 from agentlab.backends.interface import Command
+from agentlab.backends.link.channels import GuestStream
+from agentlab.backends.link.control import Control
 from agentlab.backends.qemu import disk, memory_file
 from agentlab.backends.qemu.arming import noted_shape
 from agentlab.backends.qemu.birth import Blueprint, give_birth
-from agentlab.backends.qemu.channels import GuestStream
 from agentlab.backends.qemu.command import PROGRAM
-from agentlab.backends.qemu.control import Control
 from agentlab.backends.qemu.prepared import BASE, BLANK, DISK, INITRD, KERNEL, MEMORY, NAME_LENGTH, STATE, Prepared
 from agentlab.backends.qemu.process import Confinement
 from agentlab.backends.qemu.vm import Vm

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from pydantic import BaseModel
 
 from agentlab import errors as all_errors
 from agentlab.api.identity import GRANTS, Role
+from agentlab.backends.interface import Gone, Refused, Unavailable
+from agentlab.backends.proxmox import privileges as proxmox
+from agentlab.backends.proxmox.failures import OUTCOMES, TEXTS, Kind
+from agentlab.backends.proxmox.setup import IMPORT_TYPES, Wanted, script
 from agentlab.base.shipped import shipped
 from agentlab.base.units import format_bytes, format_seconds
 from agentlab.base.yaml import check_documents, read_documents
@@ -52,6 +56,7 @@ def pages() -> dict[Path, str]:
         "agents": agents,
         "profiles": profiles,
         "states": states,
+        "proxmox-privileges": proxmox_privileges,
     }
     found = {reference / f"{name}.md": f"{NOTE}\n\n{write().strip()}\n" for name, write in made.items()}
     drawings = {
@@ -60,6 +65,8 @@ def pages() -> dict[Path, str]:
         "snapshot-states": mermaid(SNAPSHOT_NEXT),
     }
     found[DOCS / "concepts/states.md"] = marked((DOCS / "concepts/states.md").read_text(), drawings)
+    trouble = DOCS / "howto/proxmox-troubleshooting.md"
+    found[trouble] = marked(trouble.read_text(), {"proxmox-kinds": proxmox_kinds()})
     return found
 
 
@@ -334,6 +341,69 @@ def states() -> str:
         rows = [(f"`{state}`", ", ".join(f"`{each}`" for each in sorted(after)) or "(final)") for state, after in following.items()]  # fmt: skip
         parts.append(f"## {title}\n\n" + table(("state", "may become"), rows))
     return "\n\n".join(parts)
+
+
+def proxmox_privileges() -> str:
+    """What the token of a cluster is granted, from the one table of it, by version."""
+    grantee = proxmox.Grantee(
+        token="agentlab@pve!daemon",  # noqa: S106 - a token's id
+        pool="agentlab",
+        storages=("local-lvm",),
+        uploads=("local",),
+        templates=(9000,),
+    )
+    parts = [
+        f"""# Privileges on Proxmox VE
+
+What `agentlab setup proxmox` grants, and what `agentlab doctor` asks the token for.  Each row was found by taking it away.  Every entry
+is given to the user **and** to its token: with privilege separation a token has what both have, and without an entry of its
+own it sees empty lists instead of refusals.  Nothing is granted on `/`, and no token may read or change what is outside of these places.
+
+There is one role for each place, so that what is granted at one is not granted at another.  A template gets only what
+cloning needs: with `VM.Allocate` by an entry on the template itself, a token could hand rights on it to others.  Rows that are
+optional make AgentLab better, not possible; `agentlab setup proxmox --minimal` leaves them out.
+
+- *Uploads* must be a storage that holds files ({", ".join(f"`{each}`" for each in sorted(IMPORT_TYPES))}).  With `Datastore.Allocate` there the token may remove
+  any volume of that storage: give it one of its own, or leave the privilege out, and remove old images by hand.
+- With templates that you made yourself (`--template`), nothing is granted for uploads.
+"""
+    ]
+    for version in reversed(proxmox.VERSIONS):
+        parts.append(f"## Proxmox VE {version}")
+        rows = [
+            (
+                f"`{grantee.paths(row.where)[0]}`",
+                f"`{row.name}`",
+                "optional" if row.optional else "needed",
+                row.needed_for,
+            )
+            for row in proxmox.of_version(version)
+        ]
+        parts.append(table(("path, as an example", "privilege", "", "for"), rows))
+        lines = "\n".join(script(Wanted(grantee=replace(grantee, version=version))))
+        parts.append(
+            f"The same as lines for a shell on a node, as `agentlab setup proxmox --print` shows them:\n\n```sh\n{lines}\n```"
+        )
+    roles = [(f"`{proxmox.ROLES[where]}`", f"`{where.value}`") for where in proxmox.Where]
+    parts.append("## Roles\n\n" + table(("role", "place"), roles))
+    return "\n\n".join(parts)
+
+
+def _need(row: proxmox.Privilege) -> str:
+    if row.builds:
+        return "needed, unless you made the templates"
+    return "optional" if row.optional else "needed"
+
+
+def proxmox_kinds() -> str:
+    """What Proxmox VE's texts mean, from the table that reads them."""
+    tried = {Unavailable: "tried again", Refused: "not tried again", Gone: "looked for again"}
+    rows = []
+    for kind in Kind:
+        outcome, remedy = OUTCOMES[kind]
+        said = [f"`{pattern}`" for pattern, meant in TEXTS if meant is kind]
+        rows.append((kind.value, " ".join(said), tried.get(outcome, "reported"), remedy))
+    return table(("kind", "Proxmox VE says (expressions)", "AgentLab", "what to do"), rows)
 
 
 def mermaid(following: Mapping[Any, frozenset[Any]]) -> str:

@@ -393,6 +393,30 @@ class PreflightFailed(AgentLabError):
     remedy = "{what_to_do}"
 
 
+class SetupFailed(AgentLabError):
+    """Setting something up for AgentLab was refused or did not come to its end.  Run again, it goes on from there."""
+
+    code, status, exit_code = "setup/failed", 502, 9
+    message = "Setting up {what} failed: {cause}"
+    remedy = "{what_to_do}"
+
+
+class HostNetworkRefused(AgentLabError):
+    """Something of the host stands in the way of the agent bridge; nothing was changed."""
+
+    code, status, exit_code = "host-network/refused", 409, 6
+    message = "The agent bridge cannot be {what} here: {cause}"
+    remedy = "{what_to_do}"
+
+
+class HostNetworkFailed(AgentLabError):
+    """A step of making the agent bridge or of taking it away failed; the steps before it were carried out."""
+
+    code, status, exit_code = "host-network/failed", 500, 10
+    message = "{step} failed: {cause}"
+    remedy = "{what_to_do}"
+
+
 def _subclasses(of: type[AgentLabError]) -> list[type[AgentLabError]]:
     direct = of.__subclasses__()
     return direct + [below for each in direct for below in _subclasses(each)]

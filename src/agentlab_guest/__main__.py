@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from agentlab_guest.runner import Options
 
 USAGE = """usage: guest.pyz --link ADDR [--run-dir DIR] [--state-dir DIR] [--own-pids | --own-cgroup]
-       guest.pyz --resident DEVICE [--run-dir DIR]
+       guest.pyz --resident DEVICE [--invitation FILE] [--stand-in] [--run-dir DIR]
        guest.pyz --version"""
 GRANT_BYTES_MAX = 4096
-EXIT_USAGE, EXIT_REFUSED, EXIT_IN_USE = 2, 3, 4
+EXIT_USAGE, EXIT_REFUSED, EXIT_IN_USE, EXIT_NO_WAY = 2, 3, 4, 5
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit status: 0 report acknowledged, 2 usage, 3 refused by the daemon, 4 another guest runs here."""
+    """The exit status: 0 report acknowledged, 2 usage, 3 refused by the daemon, 4 another guest here, 5 no way home."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments == ["--version"]:
         sys.stdout.write(f"agentlab-guest {__version__}\n")
@@ -31,12 +31,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _resident(arguments: list[str]) -> int:
-    if len(arguments) not in (1, 3) or (len(arguments) == 3 and arguments[1] != "--run-dir"):
+    device, stand_in, given = "", False, {"--run-dir": "/run/agentlab"}
+    pending = list(arguments)
+    while pending:
+        word = pending.pop(0)
+        if word == "--stand-in":
+            stand_in = True
+        elif word in ("--invitation", "--run-dir") and pending:
+            given[word] = pending.pop(0)
+        elif not device and not word.startswith("-"):
+            device = word
+        else:
+            return _fail(EXIT_USAGE, USAGE)
+    if not device:
         return _fail(EXIT_USAGE, USAGE)
     # Of all that the program is, only this stays in the memory of every VM.
-    from agentlab_guest.resident import RUN_DIR, run
+    from agentlab_guest.home import NoWay
+    from agentlab_guest.identity import StepFailed
+    from agentlab_guest.resident import run
 
-    run(arguments[0], arguments[2] if len(arguments) == 3 else RUN_DIR)
+    try:
+        run(device, given.get("--invitation"), given["--run-dir"], stand_in=stand_in)
+    except (NoWay, StepFailed) as error:
+        return _fail(EXIT_NO_WAY, str(error))
     return 0
 
 

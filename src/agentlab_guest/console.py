@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 CONSOLE_FILE = "/run/agentlab/console/log"
 CONSOLE_BYTES_MAX = 1 << 20
@@ -34,6 +35,12 @@ def tell_console(text: str) -> None:
         return
     finally:
         os.close(descriptor)
+
+
+def complain(text: str) -> None:
+    """Say it on standard error, which is the machine's console from its first moment."""
+    sys.stderr.write(f"agentlab-guest: {text}\n")
+    sys.stderr.flush()
 
 
 def tail(path: str, bytes_max: int) -> str:

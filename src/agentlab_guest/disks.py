@@ -119,13 +119,27 @@ def _run(argv: list[str], status_max: int) -> Work:
 
 def _by_serial(serial: str) -> str | None:
     for name in sorted(os.listdir("/sys/block")):
-        try:
-            with open(f"/sys/block/{name}/serial", encoding="ascii", errors="replace") as file:
-                if file.read().strip() == serial and os.path.exists(f"/dev/{name}"):
-                    return f"/dev/{name}"
-        except OSError:
-            continue
+        if serial in (_own_serial(name), _scsi_serial(name)) and os.path.exists(f"/dev/{name}"):
+            return f"/dev/{name}"
     return None
+
+
+def _own_serial(name: str) -> str | None:
+    """Of a virtio disk."""
+    try:
+        with open(f"/sys/block/{name}/serial", encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def _scsi_serial(name: str) -> str | None:
+    """Of a SCSI disk: the unit serial number's page of its product data, behind four bytes that say which it is."""
+    try:
+        with open(f"/sys/block/{name}/device/vpd_pg80", "rb") as file:
+            return file.read(256)[4:].decode("ascii", "replace").strip()
+    except OSError:
+        return None
 
 
 def _state(device: str) -> str:

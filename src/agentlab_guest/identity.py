@@ -15,11 +15,16 @@ from collections.abc import Callable, Generator
 from agentlab_guest import kernel, netlink
 from agentlab_guest.orders import Identify
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from agentlab_guest.invitation import Invitation
+
 SSHD = "/usr/sbin/sshd"
 HOST_KEYS = "/etc/ssh/ssh_host_*"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 RUN_DIR = "/run/agentlab"
 SECRETS_BYTES = 64 << 20
+_SEED_BYTES_MAX = 64
 _SSH_ENABLED = (
     "/etc/systemd/system/multi-user.target.wants/ssh.service",
     "/etc/systemd/system/multi-user.target.wants/sshd.service",
@@ -61,6 +66,20 @@ def _steps(order: Identify) -> list[tuple[str, Callable[[], None]]]:
         ("network", lambda: _network(order)),
         ("grow", lambda: _grow() if order.grow else None),
     ]
+
+
+def join(invitation: Invitation) -> None:
+    """Be on the network that the daemon is reached by.  Raises StepFailed.
+
+    A machine that has its address already is left as it is: this program may have been started anew.
+    """
+    try:
+        # The token is nobody else's: no two machines that follow the same template go on with the same randomness.
+        kernel.reseed(invitation.token.encode()[:_SEED_BYTES_MAX])
+        if (own := invitation.network) is not None:
+            _join(invitation, *own)
+    except OSError as error:
+        raise StepFailed(f"network: {error}") from error
 
 
 def set_clock(clock_ns: int) -> None:
@@ -124,6 +143,23 @@ def _secrets(size: int | None) -> None:
         kernel.mount("tmpfs", RUN_DIR, "tmpfs", kernel.MS_REMOUNT | kernel.MS_NOSUID | kernel.MS_NODEV, f"size={size}")
 
 
+def _join(invitation: Invitation, address: str, prefix_length: int) -> None:
+    name = netlink.interface(invitation.mac)
+    if name is None:
+        raise OSError(f"the machine has no network interface{' ' + invitation.mac if invitation.mac else ''}")
+    if not netlink.bears(name, address):
+        netlink.set_up(
+            name,
+            mac=None,
+            address=address,
+            prefix_length=prefix_length,
+            gateway=invitation.gateway,
+            mtu=invitation.mtu,
+        )
+    if invitation.nameserver is not None:
+        _name_server(invitation.nameserver)
+
+
 def _network(order: Identify) -> None:
     if order.mac is None or order.address is None:
         return
@@ -139,9 +175,13 @@ def _network(order: Identify) -> None:
         mtu=order.mtu,
     )
     if order.nameserver is not None:
-        if os.path.islink("/etc/resolv.conf"):
-            os.unlink("/etc/resolv.conf")
-        _write("/etc/resolv.conf", f"nameserver {order.nameserver}\noptions edns0\n")
+        _name_server(order.nameserver)
+
+
+def _name_server(address: str) -> None:
+    if os.path.islink("/etc/resolv.conf"):
+        os.unlink("/etc/resolv.conf")
+    _write("/etc/resolv.conf", f"nameserver {address}\noptions edns0\n")
 
 
 def _grow() -> None:

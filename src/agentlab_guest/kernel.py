@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _FIFREEZE, _FITHAW, _FITRIM = 0xC0045877, 0xC0045878, 0xC0185879
 _EXT4_IOC_RESIZE_FS = 0x40086610
+_BLKPG, _RESIZE_PARTITION = 0x1269, 3
+_SECTOR_BYTES = 512
+_FIRST_AT, _SECTORS_MAX = 446, (1 << 32) - 1  # of a table as PCs have it: its first entry, and what an entry can say
 _PR_SET_NO_NEW_PRIVS = 38
 _POWER_OFF = 0x4321FEDC
 MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_NOATIME, MS_BIND = 2, 4, 32, 1024, 4096
@@ -64,10 +67,15 @@ def trim(path: str) -> None:
 
 
 def grow(path: str) -> int:
-    """Let the ext4 that is mounted there fill its device; how many bytes it then has."""
+    """Let the ext4 that is mounted there fill its disk; how many bytes its device then has.
+
+    A partition is made larger first, if it is the disk's only one.
+    """
     device = os.stat(path).st_dev
-    with open(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size", "rb") as file:
-        device_bytes = int(file.read()) * 512
+    folder = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    if os.path.exists(f"{folder}/partition"):
+        _grow_partition(folder)
+    device_bytes = _number(f"{folder}/size") * _SECTOR_BYTES
     found = os.statvfs(path)
     _on_directory(path, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", device_bytes // found.f_bsize))
     return device_bytes
@@ -106,6 +114,34 @@ def children_of(uid: int, gid: int, groups: Sequence[int]) -> Iterator[None]:
         os.setresuid(0, 0, 0)
         os.setresgid(0, 0, 0)
         os.setgroups(former)
+
+
+def _grow_partition(folder: str) -> None:
+    start, length = _number(f"{folder}/start"), _number(f"{folder}/size")
+    disk = os.path.dirname(folder)
+    wanted = min(_number(f"{disk}/size") - start, _SECTORS_MAX)
+    if wanted <= length:
+        return
+    descriptor = os.open(f"/dev/{os.path.basename(disk)}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        table = bytearray(os.pread(descriptor, _SECTOR_BYTES, 0))
+        (noted,) = struct.unpack_from("<I", table, _FIRST_AT + 8)
+        if table[510:] != b"\x55\xaa" or noted != start or any(table[_FIRST_AT + 16 : 510]):
+            return  # not a disk with this partition alone: not ours to change
+        struct.pack_into("<I", table, _FIRST_AT + 12, wanted)  # for the next boot
+        os.pwrite(descriptor, table, 0)
+        os.fsync(descriptor)
+        entry = struct.pack("=qqi64x64x4x", start * _SECTOR_BYTES, wanted * _SECTOR_BYTES, 1)
+        kept = ctypes.create_string_buffer(entry, len(entry))
+        order = struct.pack("@iiiP", _RESIZE_PARTITION, 0, len(entry), ctypes.addressof(kept))
+        fcntl.ioctl(descriptor, _BLKPG, order)
+    finally:
+        os.close(descriptor)
+
+
+def _number(path: str) -> int:
+    with open(path, "rb") as file:
+        return int(file.read())
 
 
 def _on_directory(path: str, request: int, argument: bytes) -> None:

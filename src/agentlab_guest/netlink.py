@@ -22,22 +22,34 @@ _TABLE_MAIN, _BOOT, _UNIVERSE, _UNICAST = 254, 3, 0, 1
 REPLY_BYTES_MAX = 64 << 10
 
 
-def interface() -> str | None:
-    """The name of the machine's network interface that has a device; None if there is none."""
+def interface(mac: str | None = None) -> str | None:
+    """The name of the machine's network interface that has a device, and this MAC if one is given; or None."""
     for name in sorted(os.listdir("/sys/class/net")):
-        if os.path.exists(f"/sys/class/net/{name}/device"):
+        if os.path.exists(f"/sys/class/net/{name}/device") and mac in (None, _mac(name)):
             return name
     return None
 
 
-def set_up(name: str, *, mac: str, address: str, prefix_length: int, gateway: str | None, mtu: int | None) -> None:
-    """Give the interface this MAC and this address and no other, raise it, and route through the gateway.  OSError."""
+def bears(name: str, address: str) -> bool:
+    """Whether the interface has this address.  OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as link:
+        link.bind((0, 0))
+        return any(raw == socket.inet_aton(address) for _, _, raw in _addresses(link, socket.if_nametoindex(name)))
+
+
+def set_up(
+    name: str, *, mac: str | None, address: str, prefix_length: int, gateway: str | None, mtu: int | None
+) -> None:
+    """Give the interface this MAC and this address and no other, raise it, and route through the gateway.  OSError.
+
+    Without a MAC it keeps its own.
+    """
     index = socket.if_nametoindex(name)
     _sysctl(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "1")
     _sysctl(f"/proc/sys/net/ipv4/conf/{name}/arp_notify", "1")  # the host's table may hold whoever had the address
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as link:
         link.bind((0, 0))
-        attributes = _attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+        attributes = b"" if mac is None else _attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
         if mtu is not None:
             attributes += _attribute(_IFLA_MTU, struct.pack("=I", mtu))
         _ask(link, _NEWLINK, 0, _LINK.pack(0, 0, index, 0, _UP))
@@ -56,6 +68,11 @@ def set_up(name: str, *, mac: str, address: str, prefix_length: int, gateway: st
                 _RTA_OIF, struct.pack("=I", index)
             )
             _ask(link, _NEWROUTE, _REPLACE | _CREATE, route)
+
+
+def _mac(name: str) -> str:
+    with open(f"/sys/class/net/{name}/address", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def _addresses(link: socket.socket, index: int) -> list[tuple[int, int, bytes]]:

@@ -1,4 +1,4 @@
-"""The guest program of a VM: waits at the control link's port, and carries out what the host orders."""
+"""The guest program of a VM: waits for its host at the control link, and carries out what that orders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Generator
 from agentlab_guest import __version__, disks, identity, kernel, mux
 from agentlab_guest import orders as say
 from agentlab_guest.console import CONSOLE_BYTES_MAX, CONSOLE_FILE, kernel_remarks, tail
-from agentlab_guest.port import Port
+from agentlab_guest.home import find
+from agentlab_guest.port import Port, is_port
 from agentlab_guest.programs import Programs
 from agentlab_guest.reactor import Reactor
 from agentlab_guest.relays import Relays
@@ -29,17 +30,11 @@ Work = Generator["list[str] | float", "tuple[int, str]", str]
 class Resident:
     """One machine's guest program; `run` never returns."""
 
-    def __init__(self, device: str, run_dir: str = RUN_DIR) -> None:
-        self._run_dir = run_dir
-        self._reactor = Reactor()
-        self._wire = Wire(device, self._reactor, self._happened, self._dropped)
-        self.machine = self._wire.port.is_device
-        console = CONSOLE_FILE if self.machine else f"{run_dir}/console/log"
-        if self.machine:
-            _settle_in(console)
-        os.makedirs(run_dir, exist_ok=True)
-        self._console = console
-        self._programs = Programs(self._wire, console, machine=self.machine)
+    def __init__(self, port: Port, reactor: Reactor, run_dir: str, *, machine: bool) -> None:
+        self._reactor, self.machine = reactor, machine
+        self._wire = Wire(port, reactor, self._happened, self._dropped)
+        self._console = CONSOLE_FILE if machine else f"{run_dir}/console/log"
+        self._programs = Programs(self._wire, self._console, machine=machine)
         self._relays = Relays(self._wire, f"{run_dir}/guest.sock")
         self._frozen = disks.Frozen(self._reactor)
         self._name, self._prepared = "", False
@@ -47,10 +42,9 @@ class Resident:
 
     def run(self) -> None:
         """Until the machine ends."""
-        port: Port = self._wire.port
         while True:
             self._reactor.turn()
-            port.flush()
+            self._wire.port.flush()
 
     # The connection
 
@@ -199,18 +193,26 @@ class Resident:
             self._wire.close(channel)
 
 
-def run(device: str, run_dir: str = RUN_DIR) -> None:
-    """Be the resident guest program; returns only where it is not a machine of its own, when told to shut down."""
+def run(device: str, serial: str | None = None, run_dir: str = RUN_DIR, *, stand_in: bool = False) -> None:
+    """Be the resident guest program; returns only where it is not a machine of its own, when told to shut down.
+
+    `serial` is the file in which an invitation may stand; see `home.find`, and for what is raised too.
+    """
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.umask(0o022)
     kernel.no_new_privileges()
-    Resident(device, run_dir).run()
+    machine = not stand_in and (serial is not None or is_port(device))
+    if machine:
+        _settle_in()
+    os.makedirs(run_dir, exist_ok=True)
+    reactor = Reactor()
+    Resident(find(device, serial, run_dir, reactor, machine=machine), reactor, run_dir, machine=machine).run()
 
 
-def _settle_in(console: str) -> None:
+def _settle_in() -> None:
     """What the machine needs once: memory of limited size for secrets and for what launched programs write."""
     _mount_tmpfs(RUN_DIR, f"mode=0755,size={identity.SECRETS_BYTES}")
-    _mount_tmpfs(os.path.dirname(console), f"mode=0755,size={CONSOLE_BYTES_MAX}")
+    _mount_tmpfs(os.path.dirname(CONSOLE_FILE), f"mode=0755,size={CONSOLE_BYTES_MAX}")
     _write("/proc/self/oom_score_adj", str(OOM_SCORE_ADJ))
     _write("/proc/sys/net/core/wmem_max", str(SEND_BYTES_MAX))
 

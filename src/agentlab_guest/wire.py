@@ -18,14 +18,15 @@ class Wire:
     """Channels; `happened` is told what comes in.  `dropped` is called when all of them are no more."""
 
     def __init__(
-        self, path: str, reactor: Reactor, happened: Callable[[int, int, bytes], None], dropped: Callable[[], None]
+        self, port: Port, reactor: Reactor, happened: Callable[[int, int, bytes], None], dropped: Callable[[], None]
     ) -> None:
         self.reactor = reactor
         self._happened, self._dropped = happened, dropped
         self._end = mux.GuestEnd()
         self._waiting: dict[int, list[Source]] = {}  # for credit, by channel
         self._held: list[Source] = []  # for room in the port's queue
-        self.port = Port(path, reactor, arrived=self._arrived, gone=self._gone, thinned=self._thinned)
+        self.port = port
+        port.begin(arrived=self._arrived, gone=self._gone, thinned=self._thinned)
 
     def _arrived(self, data: bytes) -> None:
         for kind, channel, payload in self._end.receive(data):

@@ -1,4 +1,4 @@
-"""The control link from end to end: the daemon's side, a Unix socket, and the real resident guest program."""
+"""The control link from end to end: the daemon's side, either transport, and the real resident guest program."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from agentlab.backends.interface import Command, Refused, Unavailable
-from agentlab.backends.qemu.channels import GuestStream
-from agentlab.backends.qemu.control import Control, Identity
+from agentlab.backends.link.channels import GuestStream
+from agentlab.backends.link.control import Control, Identity
 from agentlab.base.tasks import TaskScope
-from agentlab.testing.resident_process import ResidentProcess, nobody, resident_process
+from agentlab.testing.guest_home import nobody
+from agentlab.testing.resident_process import PortedProcess, ResidentProcess, dialled_process, resident_process
 from agentlab_guest import mux, orders
 
 pytestmark = pytest.mark.anyio
@@ -38,8 +39,14 @@ print(hashlib.sha256(data).hexdigest(), len(answer))
 """
 
 
+@pytest.fixture(params=[resident_process, dialled_process], ids=["port", "dialled"])
+async def resident(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ResidentProcess]:
+    async with request.param(tmp_path) as resident:
+        yield resident
+
+
 @pytest.fixture
-async def resident(tmp_path: Path) -> AsyncIterator[ResidentProcess]:
+async def ported(tmp_path: Path) -> AsyncIterator[PortedProcess]:
     async with resident_process(tmp_path) as resident:
         yield resident
 
@@ -323,11 +330,11 @@ async def test_when_the_daemon_goes_its_commands_end(
         await execution.wait()
 
 
-async def test_a_daemon_that_died_inside_a_frame_does_not_spoil_the_next(resident: ResidentProcess) -> None:
+async def test_a_daemon_that_died_inside_a_frame_does_not_spoil_the_next(ported: PortedProcess) -> None:
     # As with a port, the guest does not see the end of the first: all bytes come over one connection.
     first, second = mux.HostEnd(os.urandom(32)), mux.HostEnd(os.urandom(32))
     _, opening = first.open(orders.encode(orders.Thaw(path="/x")))
-    with connected(resident.port) as wire:
+    with connected(ported.port) as wire:
         wire.sendall(first.preamble() + opening + mux.HEADER.pack(mux.DATA, 2, 60_000) + b"half")
         wire.sendall(second.preamble())
         wire.sendall(second.flood())

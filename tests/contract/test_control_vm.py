@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from agentlab.backends.interface import BackendError, Command
-from agentlab.backends.qemu.channels import GuestStream
-from agentlab.backends.qemu.control import Control, Identity
+from agentlab.backends.link.channels import GuestStream
+from agentlab.backends.link.control import Control, Identity
 from agentlab.base.tasks import TaskScope
 from agentlab.testing.bare_vm import ask, bare_vm
 from agentlab.testing.images import shared_image

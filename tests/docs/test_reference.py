@@ -37,7 +37,7 @@ def generated() -> dict[Path, str]:
 PAGES = (
     "reference/settings.md", "reference/errors.md", "reference/events.md", "reference/api.md", "reference/cli.md",
     "reference/limits.md", "reference/agents.md", "reference/profiles.md", "reference/states.md",
-    "concepts/states.md",
+    "concepts/states.md", "reference/proxmox-privileges.md", "howto/proxmox-troubleshooting.md",
 )  # fmt: skip
 
 
@@ -138,3 +138,15 @@ def test_yaml_in_the_pages_is_understood(page: str, kind: str) -> None:
     assert snippets
     for text in snippets:
         check_documents(read_documents(text.encode(), page), models[kind])
+
+
+def test_settings_in_the_pages_about_a_cluster_are_understood(tmp_path: Path) -> None:
+    from agentlab.daemon.settings import load_settings
+
+    page = (DOCS / "howto/proxmox.md").read_text()
+    [text] = [text for language, text in BLOCK.findall(page) if language == "yaml"]
+    (tmp_path / "agentlabd.yaml").write_text(text)
+
+    settings = load_settings(tmp_path / "agentlabd.yaml", {}, 0, tmp_path)
+
+    assert settings.backends.proxmox.used

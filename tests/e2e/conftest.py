@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.network_rig import KINDS, Rig
-from tests.e2e.support import Lab
+from tests.e2e.support import Lab, daemon_of
 
 from agentlab.base.clock import SystemClock
 from agentlab.base.entropy import SystemEntropy
@@ -51,15 +51,21 @@ def shared_lab() -> Iterator[Lab]:
     yield from _shared("oci")
 
 
-@pytest.fixture(scope="module", params=["oci", "qemu"])
+@pytest.fixture(scope="module", params=["oci", "qemu", "proxmox"])
 def each_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The same with each backend in turn as its default."""
     yield from _shared(request.param)
 
 
+@pytest.fixture(scope="module", params=["oci", "qemu"])
+def limited_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """With each backend whose sandboxes have limits and a network of their own here: not processes that stand in."""
+    yield from _shared(request.param)
+
+
 def _shared(backend: str) -> Iterator[Lab]:
     folder = Path(tempfile.mkdtemp(prefix="al-", dir="/tmp"))
-    with DaemonProcess(folder, settings={"default_backend": backend}) as daemon, daemon.client() as client:
+    with daemon_of(folder, backend) as daemon, daemon.client() as client:
         yield Lab(daemon=daemon, client=client, folder=folder, backend=backend)
     shutil.rmtree(folder, ignore_errors=True)
 

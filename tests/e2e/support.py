@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 from agentlab.client.repository import pack
 from agentlab.client.sync import Connection
 from agentlab.testing.daemon_process import DaemonProcess
+from agentlab.testing.proxmox.server import ProxmoxSim
+from agentlab.testing.proxmox_thread import TEMPLATE_VMID, ProxmoxThread
 
 FINAL = {"succeeded", "failed", "timed_out", "cancelled", "lost"}
 WAIT_S = 120.0
@@ -33,6 +37,35 @@ def until(look: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> Any:
             return found
         time.sleep(0.05)
     raise AssertionError(f"waited {timeout_s:g} s for {what}")
+
+
+@contextmanager
+def daemon_of(folder: Path, backend: str, crash_at: str = "", **settings: Any) -> Iterator[DaemonProcess]:
+    """A daemon whose sandboxes are of this backend; for `proxmox`, beside a simulated cluster of its own."""
+    with ExitStack() as stack:
+        found: dict[str, object] = {"default_backend": backend, **settings}
+        if backend == "proxmox":
+            cluster = stack.enter_context(ProxmoxThread(folder / "cluster"))
+            found["backends"] = {"proxmox": cluster.settings(free_port())}
+            stack.callback(_nothing_left, cluster)
+        yield stack.enter_context(DaemonProcess(folder, settings=found, crash_at=crash_at))
+
+
+def _nothing_left(cluster: ProxmoxThread) -> None:
+    """Once the daemon has destroyed its sandboxes, there is nothing on the cluster but the template."""
+
+    async def look(sim: ProxmoxSim) -> list[int]:
+        return sorted(sim.cluster.vms)
+
+    assert cluster.run(look) == [TEMPLATE_VMID]
+
+
+def free_port() -> int:
+    """A TCP port that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

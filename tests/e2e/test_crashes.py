@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.e2e.support import Lab, until
+from tests.e2e.support import Lab, daemon_of, until
 
 from agentlab.testing.crashing_daemon import POINTS
-from agentlab.testing.daemon_process import DaemonProcess
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -26,14 +25,19 @@ VM_POINTS = (
     "after:output",
     "before:destroy",
 )
-CASES = [*(("oci", point) for point in POINTS), *(("qemu", point) for point in VM_POINTS)]
+CLUSTER_POINTS = ("before:create", *VM_POINTS, "before:start", "after:destroy")
+CASES = [
+    *(("oci", point) for point in POINTS),
+    *(("qemu", point) for point in VM_POINTS),
+    *(("proxmox", point) for point in CLUSTER_POINTS),
+]
 
 
 @pytest.mark.parametrize(("backend", "point"), CASES)
 def test_p2_a_daemon_killed_at_any_point_finishes_the_job_once_and_leaves_nothing(
     backend: str, point: str, short_dir: Path
 ) -> None:
-    with DaemonProcess(short_dir, settings=SETTINGS | {"default_backend": backend}, crash_at=point) as daemon:
+    with daemon_of(short_dir, backend, crash_at=point, **SETTINGS) as daemon:
         installation = daemon.installation()
         with daemon.client() as client:
             lab = Lab(daemon=daemon, client=client, folder=short_dir)
@@ -55,9 +59,9 @@ def test_p2_a_daemon_killed_at_any_point_finishes_the_job_once_and_leaves_nothin
         assert daemon.leftovers(installation) == []
 
 
-@pytest.mark.parametrize("backend", ["oci", "qemu"])
+@pytest.mark.parametrize("backend", ["oci", "qemu", "proxmox"])
 def test_p2_a_sandbox_survives_a_killed_daemon_and_is_adopted(backend: str, short_dir: Path) -> None:
-    with DaemonProcess(short_dir, settings=SETTINGS | {"default_backend": backend}) as daemon:
+    with daemon_of(short_dir, backend, **SETTINGS) as daemon:
         with daemon.client() as client:
             lab = Lab(daemon=daemon, client=client, folder=short_dir)
             sandbox = lab.sandbox()
@@ -71,9 +75,9 @@ def test_p2_a_sandbox_survives_a_killed_daemon_and_is_adopted(backend: str, shor
             assert lab.execute(sandbox, "cat", "/root/mark") == (0, "here\n")
 
 
-@pytest.mark.parametrize("backend", ["oci", "qemu"])
+@pytest.mark.parametrize("backend", ["oci", "qemu", "proxmox"])
 def test_a_job_goes_on_while_the_daemon_is_upgraded(backend: str, short_dir: Path) -> None:
-    with DaemonProcess(short_dir, settings=SETTINGS | {"default_backend": backend}) as daemon:
+    with daemon_of(short_dir, backend, **SETTINGS) as daemon:
         with daemon.client() as client:
             lab = Lab(daemon=daemon, client=client, folder=short_dir)
             job = lab.job("for i in $(seq 60); do echo $i; sleep 0.1; done\n")

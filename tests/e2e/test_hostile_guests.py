@@ -189,26 +189,28 @@ echo work > README
     assert git(repository, "status", "--porcelain") == ""
 
 
-def test_a_sandbox_that_fills_its_disk_still_brings_its_commits_back(each_lab: Lab) -> None:
+def test_a_sandbox_that_fills_its_disk_still_brings_its_commits_back(limited_lab: Lab) -> None:
     task = "echo before > README; git commit -qam before; dd if=/dev/zero of=/root/fill bs=1M 2>/dev/null || true\n"
 
-    job = each_lab.job(task, each_lab.repository("full"), profile="small")
-    row = each_lab.ended(job)
+    job = limited_lab.job(task, limited_lab.repository("full"), profile="small")
+    row = limited_lab.ended(job)
 
     assert row["state"] == "succeeded", row
-    assert "+before" in each_lab.patch(job)
+    assert "+before" in limited_lab.patch(job)
 
 
-def test_a_fork_bomb_and_a_memory_hog_end_inside_their_sandbox(each_lab: Lab) -> None:
-    sandbox = each_lab.sandbox(memory_bytes=256 << 20, pids_max=64)
+def test_a_fork_bomb_and_a_memory_hog_end_inside_their_sandbox(limited_lab: Lab) -> None:
+    sandbox = limited_lab.sandbox(memory_bytes=256 << 20, pids_max=64)
 
-    each_lab.execute(sandbox, "bash", "-c", "for i in $(seq 200); do sleep 20 & done 2>/dev/null; true", timeout_s=30)
+    limited_lab.execute(
+        sandbox, "bash", "-c", "for i in $(seq 200); do sleep 20 & done 2>/dev/null; true", timeout_s=30
+    )
     hog = "x = bytearray(); \nwhile True: x += b'x' * 10_000_000"
-    status, _ = each_lab.execute(sandbox, "python3", "-c", hog, timeout_s=30)
+    status, _ = limited_lab.execute(sandbox, "python3", "-c", hog, timeout_s=30)
 
     assert status != 0
-    until(lambda: each_lab.client.call("daemon.status"), "the daemon")
-    each_lab.client.call("sandboxes.destroy", sandbox=sandbox)
+    until(lambda: limited_lab.client.call("daemon.status"), "the daemon")
+    limited_lab.client.call("sandboxes.destroy", sandbox=sandbox)
 
 
 def rss(pid: int) -> int:

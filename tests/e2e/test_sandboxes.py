@@ -104,24 +104,24 @@ def test_p8_a_retried_request_with_its_key_makes_one_sandbox(each_lab: Lab) -> N
     each_lab.client.call("sandboxes.destroy", sandbox=first)
 
 
-def test_a_sandbox_without_network_has_only_loopback(each_lab: Lab) -> None:
-    sandbox = each_lab.sandbox(network="off")
+def test_a_sandbox_without_network_has_only_loopback(limited_lab: Lab) -> None:
+    sandbox = limited_lab.sandbox(network="off")
 
-    status, out = each_lab.execute(sandbox, "ls", "/sys/class/net")
+    status, out = limited_lab.execute(sandbox, "ls", "/sys/class/net")
 
     assert (status, out.split()) == (0, ["lo"])
-    each_lab.client.call("sandboxes.destroy", sandbox=sandbox)
+    limited_lab.client.call("sandboxes.destroy", sandbox=sandbox)
 
 
-def test_two_sandboxes_have_different_addresses_ids_and_names(each_lab: Lab) -> None:
-    one, two = each_lab.sandbox(), each_lab.sandbox()
+def test_two_sandboxes_have_different_addresses_ids_and_names(limited_lab: Lab) -> None:
+    one, two = limited_lab.sandbox(), limited_lab.sandbox()
     script = "cat /sys/class/net/eth0/address; hostname; ip -4 -o addr show eth0"
 
-    first, second = (each_lab.execute(each, "sh", "-c", script)[1].split("\n") for each in (one, two))
+    first, second = (limited_lab.execute(each, "sh", "-c", script)[1].split("\n") for each in (one, two))
 
     assert all(mine != other for mine, other in zip(first[:3], second[:3], strict=True))
     for each in (one, two):
-        each_lab.client.call("sandboxes.destroy", sandbox=each)
+        limited_lab.client.call("sandboxes.destroy", sandbox=each)
 
 
 def test_two_containers_have_different_users_of_the_host(each_lab: Lab) -> None:

@@ -36,10 +36,12 @@ DOORS: Mapping[tuple[str, ...], Mapping[str, str]] = {
     ("socket",): {
         "agentlab_guest.identity": "gives the machine its name",
         "agentlab_guest.netlink": "gives a VM's card its addresses",
+        "agentlab_guest.dialled": "the control link of a VM on another machine: it calls home",
         "agentlab_guest.port": "the control link of a VM, for tests a Unix socket",
         "agentlab_guest.relays": "the guest link's socket inside a VM",
         "agentlab_guest.link": "the guest's own door: it calls home",
         "agentlab.base.inbox": "the door for descriptors that other programs hand over",
+        "agentlab.backends.link.listener": "guests on other machines connect to it, after TLS and a knock",
         "agentlab.backends.qemu.monitor": "names the type of a connection that the door made",
         "agentlab.backends.qemu.sockets": "the door to sockets for virtual machines",
         "agentlab.api.listener": "binds the daemon's own socket with its mode and group",
@@ -68,13 +70,14 @@ STREAMS = frozenset(
     {
         "open_connection", "open_unix_connection", "start_server", "start_unix_server",
         "create_connection", "create_unix_connection", "create_server", "create_unix_server",
-        "create_datagram_endpoint",
+        "create_datagram_endpoint", "connect_accepted_socket",
     }
 )  # fmt: skip
 STREAM_DOORS = {
     "agentlab.api.guest": "guests connect to its socket",
+    "agentlab.backends.link.control": "connects to the control port of a VM",
+    "agentlab.backends.link.listener": "guests on other machines connect to it, after TLS and a knock",
     "agentlab.backends.proxmox.certificate": "asks a server for its certificate before anything is sent to it",
-    "agentlab.backends.qemu.control": "connects to the control port of a VM",
     "agentlab.network.resolver": "answers sandboxes' questions for names",
 }
 PROGRAMS = frozenset(

@@ -190,6 +190,7 @@ class Backend(Protocol):
     step_s_max: Mapping[
         str, float
     ]  # limits of steps, by name, where the plan's own do not fit: a first boot takes longer
+    parallel_max: int  # sandboxes that are made at the same time; others wait
     guest_arguments: tuple[str, ...]  # for a job's guest program: how a rescue finds all that its agent left running
 
     @property

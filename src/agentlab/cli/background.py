@@ -107,14 +107,19 @@ def _serving(connection: Connection) -> int | None:
     return int(facts["pid"])
 
 
-def _command(folder: Path | None, config: Path | None) -> list[str]:
+def program() -> list[str]:
+    """The daemon's program, of this installation."""
     beside = Path(sys.executable).with_name("agentlabd")
-    program = [str(beside)] if beside.exists() else [sys.executable, "-m", "agentlab.daemon.main"]
+    return [str(beside)] if beside.exists() else [sys.executable, "-m", "agentlab.daemon.main"]
+
+
+def _command(folder: Path | None, config: Path | None) -> list[str]:
+    words = program()
     if folder is not None:
-        program += ["--dir", str(folder.absolute())]
+        words += ["--dir", str(folder.absolute())]
     if config is not None:
-        program += ["--config", str(config.absolute())]
-    return program
+        words += ["--config", str(config.absolute())]
+    return words
 
 
 def _environment() -> dict[str, str]:

@@ -32,6 +32,7 @@ root = Group(
         "up": (f"{_AT}.daemon", "Start a daemon in the background."),
         "down": (f"{_AT}.daemon", "Stop the daemon."),
         "status": (f"{_AT}.daemon", "What the daemon is and holds."),
+        "setup": (f"{_AT}.setup", "Prepare something for the daemon: a cluster, a network."),
         "doctor": (f"{_AT}.daemon", "Look at the machine: what is missing, and how to get it."),
         "reload": (f"{_AT}.daemon", "Let the daemon read profiles and recipes again."),
         "whoami": (f"{_AT}.daemon", "Whom the daemon takes you for."),

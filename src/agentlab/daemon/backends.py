@@ -53,7 +53,7 @@ def make_backends(
     entropy: Entropy,
     outbound: Callable[[], Outbound | None],
 ) -> Mapping[str, Backend]:
-    """Every backend by name, not yet probed; it need not be usable here."""
+    """Those of this machine by name, not yet probed; they need not be usable here."""
     oci = OciBackend(
         installation=installation,
         state_dir=settings.state_dir / "oci",
@@ -79,7 +79,8 @@ def make_backends(
         spares=settings.backends.qemu.spares,
         accelerator=settings.backends.qemu.accelerator,
     )
-    return {backend.name: backend for backend in (oci, qemu)}
+    enabled = {"oci": settings.backends.oci.enabled, "qemu": settings.backends.qemu.enabled}
+    return {backend.name: backend for backend in (oci, qemu) if enabled[backend.name]}
 
 
 def _layers(builder: TemplateBuilder, digest: Digest) -> tuple[Path, ...]:
@@ -87,6 +88,17 @@ def _layers(builder: TemplateBuilder, digest: Digest) -> tuple[Path, ...]:
         return builder.layers_of(digest)
     except NotFound as error:
         raise _gone() from error
+
+
+async def cluster_image(images: ImageBuilder, digest: Digest) -> tuple[Digest, Path, str]:
+    """The image of a template's build that boots by firmware, made at its first use: digest, disk, guest's version."""
+    try:
+        made = await images.build(digest, variant="firmware")
+    except NotFound as error:
+        raise _gone() from error
+    except AgentLabError as error:
+        raise Unavailable(f"its VM image could not be made: {error}", error.advice) from error
+    return made.digest, made.disk, made.guest_version
 
 
 async def _image(images: ImageBuilder, digest: Digest) -> BootImage:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agentlab.backends.interface import Backend
+from agentlab.backends.interface import Backend, BackendError
 from agentlab.backends.oci.machine import Outbound
 from agentlab.base.clock import Clock
 from agentlab.base.entropy import Entropy
 from agentlab.base.files import make_directory, write_atomic
 from agentlab.base.pyz import build_guest_pyz
 from agentlab.base.redaction import Redaction
-from agentlab.daemon.backends import Entrance, make_backends
+from agentlab.daemon.backends import Entrance, cluster_image, make_backends
 from agentlab.daemon.settings import Settings
 from agentlab.errors import PermissionMissing, PreflightFailed
 from agentlab.model.finding import Finding
-from agentlab.model.ids import InstallationId
+from agentlab.model.ids import Digest, InstallationId, SandboxId
 from agentlab.network.bridge import BridgeNetwork
-from agentlab.network.interface import Network, NetworkError
+from agentlab.network.interface import NetworkError
 from agentlab.secrets.seal import Seal
+from agentlab.services.quarantine import Quarantine
 from agentlab.services.sandboxes import BackendEntry
 from agentlab.store import meta, steps
 from agentlab.store.blobs import Blobs
@@ -99,10 +100,9 @@ async def open_ground(
         installation = await database.write(lambda tx: meta.installation(tx, entropy))
         await database.write(lambda tx: steps.abandon_running(tx, clock.now()))
         builder = _builder(settings, clock)
-        network = BridgeNetwork(installation, state_dir, settings.network.subnet, clock)
         entrance = Entrance()
         images = ImageBuilder(builder, state_dir, clock)
-        backends = make_backends(
+        local = make_backends(
             settings,
             installation=installation,
             guest_dir=guest_dir,
@@ -115,13 +115,16 @@ async def open_ground(
         )
         # The preflight waits for programs; meanwhile the guest program is compiled and the recipes are read.
         beside = asyncio.to_thread(_prepare, guest_dir, builder)
-        entries, findings, _ = await asyncio.gather(_probed(backends, network), network.probe(), beside)
-        # A backend that nobody asked for may be unusable here; `--backend` with it then says why.
-        refuse([*entries[settings.default_backend].probe.findings, *findings])
-        try:
-            subnet = str(await network.open())
-        except NetworkError as error:
-            raise PreflightFailed(cause=error.cause, what_to_do=error.remedy) from error
+        bridge = BridgeNetwork(installation, state_dir, settings.network.subnet, clock)
+        alarm = Quarantine(database, clock).replayed
+        (entries, subnet), remote, _ = await asyncio.gather(
+            _local(settings, local, bridge),
+            _remote(settings, installation, images, entrance, alarm, clock, entropy),
+            beside,
+        )
+        entries |= remote
+        if settings.default_backend in remote:
+            subnet = str(await remote[settings.default_backend].network.open())
         return Ground(
             clock=clock,
             entropy=entropy,
@@ -157,12 +160,83 @@ def _builder(settings: Settings, clock: Clock) -> TemplateBuilder:
     )
 
 
-async def _probed(backends: Mapping[str, Backend], network: Network) -> Mapping[str, BackendEntry]:
-    probes = await asyncio.gather(*(backend.probe() for backend in backends.values()))
-    return {
-        name: BackendEntry(backend=backend, network=network, probe=probe)
-        for (name, backend), probe in zip(backends.items(), probes, strict=True)
+async def _local(
+    settings: Settings, backends: Mapping[str, Backend], bridge: BridgeNetwork
+) -> tuple[dict[str, BackendEntry], str]:
+    """The backends of this machine, with the bridge that they share, and its subnet.
+
+    PreflightFailed if the default one is among them and cannot be used.  One that nobody asked for may be unusable
+    here; `--backend` with it then says why.
+    """
+    if not backends:
+        return {}, ""
+    findings, probed = await asyncio.gather(
+        bridge.probe(), asyncio.gather(*(backend.probe() for backend in backends.values()))
+    )
+    probes, subnet = dict(zip(backends, probed, strict=True)), ""
+    needed = settings.default_backend in backends
+    if needed:
+        refuse([*probes[settings.default_backend].findings, *findings])
+    broken = [each for each in findings if each.fatal and not each.ok]
+    if not broken:
+        try:
+            subnet = str(await bridge.open())
+        except NetworkError as error:
+            if needed:
+                raise PreflightFailed(cause=error.cause, what_to_do=error.remedy) from error
+            broken = [Finding(name="network", ok=False, detail=error.cause, remedy=error.remedy)]
+    if broken:
+        cause = "; ".join(each.detail for each in broken)
+        log.warning(
+            "this machine makes no sandboxes; say so with `enabled: false` of its backends", extra={"cause": cause}
+        )
+        probes = {name: replace(probe, findings=(*probe.findings, *broken)) for name, probe in probes.items()}
+    entries = {
+        name: BackendEntry(backend=backend, network=bridge, probe=probes[name]) for name, backend in backends.items()
     }
+    return entries, subnet
+
+
+async def _remote(
+    settings: Settings,
+    installation: InstallationId,
+    images: ImageBuilder,
+    relay: Entrance,
+    alarm: Callable[[SandboxId], Awaitable[None]],
+    clock: Clock,
+    entropy: Entropy,
+) -> Mapping[str, BackendEntry]:
+    """The cluster, if there is one; it need not answer now.  PreflightFailed if its guests cannot be listened for."""
+    if not settings.backends.proxmox.used:
+        return {}
+    from agentlab.backends.proxmox.shelf import ClusterImage  # what only a cluster needs is not imported for others
+    from agentlab.daemon.cluster import make_cluster
+
+    async def image_of(digest: Digest) -> ClusterImage:
+        made, disk, version = await cluster_image(images, digest)
+        return ClusterImage(digest=made, disk=disk, guest_version=version)
+
+    try:
+        parts = await make_cluster(
+            settings.backends.proxmox,
+            installation=installation,
+            state_dir=settings.state_dir / "proxmox",
+            image_of=image_of,
+            relay=relay,
+            replayed=alarm,
+            clock=clock,
+            entropy=entropy,
+        )
+        await parts.guests.start(*parts.listen)
+    except (BackendError, OSError) as error:
+        cause = error.cause if isinstance(error, BackendError) else f"{error.strerror or error}"
+        where = ":".join(map(str, settings.backends.proxmox.listen))
+        raise PreflightFailed(
+            cause=f"proxmox: guests cannot be waited for at {where}: {cause}",
+            what_to_do="Set `backends.proxmox.guest_listen` to an address of this machine and a free port.",
+        ) from error
+    probe = await parts.backend.probe()
+    return {parts.backend.name: BackendEntry(backend=parts.backend, network=parts.network, probe=probe, remote=True)}
 
 
 def _prepare(guest_dir: Path, builder: TemplateBuilder) -> None:

@@ -24,6 +24,7 @@ from agentlab.daemon.settings import Settings
 from agentlab.errors import DaemonAlreadyRunning
 from agentlab.model import event as facts
 from agentlab.services.profiles import Profiles
+from agentlab.services.watch import watch
 from agentlab.store import sandboxes
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ async def _start(daemon: Daemon, ground: Ground, settings: Settings, scope: Task
     await daemon.api.start()
     scope.start(daemon.reconciler.run(), "reconcile")
     scope.start(daemon.retention.run(), "retention")
+    if any(entry.remote for entry in ground.backends.values()):
+        scope.start(watch(ground.backends), "watch backends")
     # Images of an earlier guest program, but not while somebody may be going back to it.
     scope.start(ground.images.prune(kept_s=OUTDATED_IMAGE_KEPT_S), "prune images")
     await daemon.services.events.append(facts.DaemonStarted(subject="daemon", version=__version__), ground.clock.now())
@@ -113,6 +116,9 @@ async def _start(daemon: Daemon, ground: Ground, settings: Settings, scope: Task
         log.info("backend", extra={"backend": name, "usable": entry.probe.usable, "can": can} | dict(entry.probe.facts))
         for sentence in entry.probe.missing_guarantees:
             log.warning("missing guarantee", extra={"backend": name, "guarantee": sentence})
+        for each in entry.probe.findings if entry.remote else ():
+            if not each.ok:
+                log.warning("finding", extra={"backend": name, "what": each.name, "detail": each.detail})
     log.info("profiles", extra={"names": " ".join(profile.name for profile in services.profiles.list())})
     for template in services.templates.list():
         log.info("template", extra={"template": template.name, "state": template.state})

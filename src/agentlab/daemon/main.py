@@ -19,14 +19,33 @@ SWITCH_INTERVAL_S = 0.001
 _BEGAN = time.monotonic()
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """What the program does beside serving; imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["setup"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "setup":
+            return None
+        from agentlab.daemon.setup_command import setup
+
+        return setup
+
+
+@click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", type=click.Path(path_type=Path), help="The configuration file; without it, defaults serve.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Keep everything below this directory.")
 @click.option("--log-format", type=click.Choice(["auto", "json", "human"]), help="How log lines look.")
 @click.option("--check", is_flag=True, help="Check the configuration and end.")
 @click.version_option(__version__, prog_name="agentlabd")
-def command(config: Path | None, directory: Path | None, log_format: str | None, check: bool) -> None:
-    """Run the AgentLab daemon in the foreground until SIGTERM."""
+@click.pass_context
+def command(
+    context: click.Context, config: Path | None, directory: Path | None, log_format: str | None, check: bool
+) -> None:
+    """Run the AgentLab daemon in the foreground until SIGTERM; or, with a command, only that."""
+    if context.invoked_subcommand is not None:
+        return
     gc.disable()  # importing makes no garbage to speak of, and looking for it takes a fifth of the time; see `serve`
     import uvloop
 
@@ -51,15 +70,27 @@ def command(config: Path | None, directory: Path | None, log_format: str | None,
 def main() -> None:
     """The console script: errors with cause and remedy on standard error, never a traceback for a known one."""
     try:
-        command(standalone_mode=False)
+        status = command(standalone_mode=False)
     except AgentLabError as error:
-        sys.stderr.write(f"agentlabd: {error}\n  remedy: {error.advice}\n")
+        _tell(error)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _tell(error: AgentLabError) -> None:
+    if "--json" in sys.argv:  # of a command that was meant for programs
+        import json
+
+        from agentlab.wire.problem import to_problem
+
+        sys.stderr.write(json.dumps(to_problem(error)) + "\n")
+        return
+    sys.stderr.write(f"agentlabd: {error}\n  remedy: {error.advice}\n")
 
 
 if __name__ == "__main__":

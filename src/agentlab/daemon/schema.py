@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
-from agentlab.base.yaml import Bytes, Seconds, StrictModel, Whole
+from agentlab.base.yaml import Bytes, Flag, Seconds, StrictModel, Whole
+from agentlab.daemon.cluster_schema import ProxmoxSettings
 
 SUBNET_DEFAULT = IPv4Network("10.77.0.0/16")
 _PRIVATE = tuple(IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
@@ -72,6 +73,8 @@ class LogSettings(StrictModel):
 class OciSettings(StrictModel):
     """Containers."""
 
+    enabled: Flag = Field(default=True, description="Whether this daemon makes containers.")
+
     runtime: Literal["auto", "crun", "runc", "runsc"] = Field(
         default="auto", description="The OCI runtime; `auto` takes crun, else runc."
     )
@@ -86,6 +89,8 @@ class OciSettings(StrictModel):
 
 class QemuSettings(StrictModel):
     """Virtual machines."""
+
+    enabled: Flag = Field(default=True, description="Whether this daemon makes virtual machines on its own machine.")
 
     accelerator: Literal["auto", "kvm", "tcg"] = Field(
         default="auto",
@@ -117,6 +122,7 @@ class BackendSettings(StrictModel):
 
     oci: OciSettings = Field(default=OciSettings(), description="Containers on this machine.")
     qemu: QemuSettings = Field(default=QemuSettings(), description="Virtual machines on this machine.")
+    proxmox: ProxmoxSettings = Field(default=ProxmoxSettings(), description="VMs on a Proxmox VE cluster.")
 
 
 class NetworkSettings(StrictModel):
@@ -201,7 +207,7 @@ class Settings(StrictModel):
         description="Folders of recipes beside the shipped ones; a later folder overrides an earlier one. "
         "`templates` in `config_dir` if unset."
     )
-    default_backend: Literal["oci", "qemu"] = Field(
+    default_backend: Literal["oci", "qemu", "proxmox"] = Field(
         default="oci", description="The backend of profiles that name none."
     )
     backends: BackendSettings = Field(default=BackendSettings(), description="Settings of each backend.")
@@ -211,6 +217,15 @@ class Settings(StrictModel):
     limits: Limits = Field(default=Limits(), description="Limits.")
     durations: Durations = Field(default=Durations(), description="Waits and retention.")
     _source: str = PrivateAttr("defaults")
+
+    @model_validator(mode="after")
+    def _has_default(self) -> Self:
+        backends = self.backends
+        used = {"oci": backends.oci.enabled, "qemu": backends.qemu.enabled, "proxmox": backends.proxmox.used}
+        if not used[self.default_backend]:
+            how = "give backends.proxmox.endpoints" if self.default_backend == "proxmox" else "enable it"
+            raise ValueError(f"default_backend: {self.default_backend} is not used by this daemon; {how}")
+        return self
 
     @property
     def source(self) -> str:

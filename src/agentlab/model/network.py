@@ -55,7 +55,14 @@ class Unplugged:
     """A VM without any network device."""
 
 
-LinkEnd = Namespace | Tap | Unplugged
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Where a port ends that leads into a VM of a cluster: its first network card, under the cluster's own firewall."""
+
+    vmid: int
+
+
+LinkEnd = Namespace | Tap | Unplugged | Card
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,7 @@ class Observed:
     mark: Mark
     power: Power
     end: LinkEnd | None = None  # where its network port leads, from ARMED on
+    whole: bool = True  # False: half made; `create` goes on with it, `destroy` removes it
     exit_detail: str = ""  # why it stopped, as far as can be told: "out of memory", "signal 9", "exit status 1"
 
 

@@ -1,6 +1,6 @@
 """What the host's own network looks like: which addresses it uses, what it is directly on, what else filters.
 
-The one place that runs `ip`; the parsers are pure.
+The one place that asks `ip`; the parsers are pure.
 """
 
 from __future__ import annotations
@@ -39,15 +39,25 @@ class Host:
 async def look(own_bridge: str) -> Host:
     """Read routes, addresses and links, less those of our own bridge.  NetworkError if `ip` cannot be asked."""
     routes, addresses = await asyncio.gather(
-        _ip("-4", "route", "show", "table", "all"), _ip("-4", "addr")
+        ask_ip("-4", "route", "show", "table", "all"), ask_ip("-4", "addr")
     )  # `ip addr` tells the MTU of every link as well
     nameservers = [each for each in read_nameservers() if ":" not in each]
     return digest(routes, addresses, nameservers, own_bridge)
 
 
+async def ask_ip(*words: str) -> list[dict[str, Any]]:
+    """What `ip -j` prints.  NetworkError if it cannot be asked."""
+    argv = (process.which("ip") or "ip", "-j", *words)
+    try:
+        ended = await process.run(argv, timeout_s=IP_TIMEOUT_S)
+        return [each for each in json.loads(ended.out or b"[]") if each]
+    except (process.ProgramFailed, json.JSONDecodeError) as failure:
+        raise NetworkError(f"the host's network cannot be read: {failure}", "Install iproute2.") from failure
+
+
 async def own_addresses() -> list[str]:
     """The host's own IPv4 addresses, less those of its loopback.  NetworkError if `ip` cannot be asked."""
-    links = await _ip("-4", "addr")
+    links = await ask_ip("-4", "addr")
     found = [each for link in links for each in link.get("addr_info", ()) if each.get("family") == "inet"]
     return [str(each["local"]) for each in found if not ip_address(str(each["local"])).is_loopback]
 
@@ -147,12 +157,3 @@ def _network(text: str) -> IPv4Network | None:
         return IPv4Network(text, strict=False)
     except ValueError:
         return None
-
-
-async def _ip(*words: str) -> list[dict[str, Any]]:
-    argv = (process.which("ip") or "ip", "-j", *words)
-    try:
-        ended = await process.run(argv, timeout_s=IP_TIMEOUT_S)
-        return [each for each in json.loads(ended.out or b"[]") if each]
-    except (process.ProgramFailed, json.JSONDecodeError) as failure:
-        raise NetworkError(f"the host's routes cannot be read: {failure}", "Install iproute2.") from failure

@@ -92,7 +92,7 @@ def _towards_destroyed(row: Sandbox, seen: Seen) -> Step | None:
 def _towards_ready(row: Sandbox, seen: Seen) -> Step | None:
     if row.state is S.REQUESTED:
         return Move(to=S.PROVISIONING)
-    if seen.observed is None:
+    if seen.observed is None or not seen.observed.whole:
         if row.state is S.STARTING:
             return Fail(
                 cause="its disk is gone", remedy="Its work cannot be recovered; make a new one: `agentlab sandbox new`."

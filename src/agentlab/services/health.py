@@ -96,7 +96,8 @@ class Health:
             ),
             self._disk(),
         ]
-        for name, probe in zip(self._backends, probes, strict=True):
+        for (name, entry), probe in zip(self._backends.items(), probes, strict=True):
+            entry.probe = probe
             for each in probe.findings:
                 named = f"{name}: {each.name}"
                 fatal = each.fatal and name == self._default_backend  # without another one work goes on
@@ -107,7 +108,7 @@ class Health:
                     ok=False,
                     fatal=False,
                     detail=sentence,
-                    remedy="docs/operating/rootless.md",
+                    remedy="docs/concepts/proxmox.md" if entry.remote else "docs/operating/rootless.md",
                 )
                 for sentence in probe.missing_guarantees
             ]

@@ -16,7 +16,6 @@ class Limits:
     sandboxes_max: int = 200
     snapshots_max: int = 16  # of one sandbox
     forks_max: int = 16  # of one request
-    provisions_parallel_max: int = 8
     reconcile_interval_s: float = 5.0
     stop_grace_s: float = 10.0
     disk_reserve_bytes: int = 1 << 30

@@ -47,13 +47,17 @@ SLOTS_MAX = 32_000  # uid ranges of 65,536 ids from the first one up must stay b
 CPUS_MIN, PIDS_MIN = 0.05, 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class BackendEntry:
-    """A backend that this daemon runs, the network that its sandboxes are on, and what its probe found at start."""
+    """A backend that this daemon runs, the network that its sandboxes are on, and what its last probe found.
+
+    `remote`: it is not of this machine, and may become usable at any time without us.
+    """
 
     backend: Backend
     network: Network
     probe: Probe
+    remote: bool = False
 
 
 class Sandboxes:

@@ -20,7 +20,7 @@ from agentlab.model.job import Job
 from agentlab.model.machine import JOB_FINAL
 from agentlab.model.machine import JobState as J
 from agentlab.model.profile import ArtifactLimits
-from agentlab.model.sandbox import Sandbox, Wish
+from agentlab.model.sandbox import Sandbox
 from agentlab.secrets.seal import Seal
 from agentlab.services.allowance import Allowance
 from agentlab.services.bootstrap import bootstrap
@@ -29,6 +29,7 @@ from agentlab.services.guests import Guests, hashed
 from agentlab.services.harvest import Harvest
 from agentlab.services.limits import Limits
 from agentlab.services.profiles import Profiles
+from agentlab.services.quarantine import quarantine
 from agentlab.services.wake import Wake
 from agentlab.store import events, grants, jobs, progress, sandboxes, steps
 from agentlab.store.blobs import Blobs
@@ -280,14 +281,9 @@ class _Session:
         events.append(tx, facts.GrantRedeemed(subject=job.id, sandbox=grant.sandbox), now)
 
     def _quarantine(self, tx: Tx, grant: Grant, outcome: str, now: float) -> bool:
-        row = sandboxes.get(tx, grant.sandbox)
-        if outcome != "spent" or row is None or row.wish is Wish.DESTROYED:
+        if outcome != "spent":
             return False
-        reason = "its grant was presented a second time"
-        events.append(tx, facts.GrantRefused(subject=row.id, reason=outcome), now)
-        events.append(tx, facts.SandboxQuarantined(subject=row.id, reason=reason), now)
-        sandboxes.update(tx, row.id, wish=Wish.DESTROYED, ended_reason=f"quarantined: {reason}")
-        return True
+        return quarantine(tx, grant.sandbox, outcome, "its grant was presented a second time", now)
 
     async def _alarm(self, subject: str, reason: str) -> None:
         if self._all.alarms.allows():

@@ -10,6 +10,7 @@ from agentlab.model.ids import Digest
 from agentlab.templates.disk import LABEL
 from agentlab.templates.recipe import RecipeFileEntry, Step, continued
 from agentlab.templates.rootfs import RESOLV_CONF, STAGE
+from agentlab_guest.invitation import SERIAL
 
 # Part of every image's key: raise it when the same template would come out as a different image.
 IMAGE_BUILDER_VERSION = 1
@@ -27,7 +28,8 @@ PACKAGES = (
     "udev",
     "util-linux",
 )
-FIRMWARE_PACKAGES = ("grub-common", "grub-pc-bin")
+# A cluster asks the agent for what only the inside knows, and as a rescue; udev starts it where its port is.
+FIRMWARE_PACKAGES = ("grub-common", "grub-pc-bin", "qemu-guest-agent")
 
 GUEST_PATH = "/opt/agentlab/guest.pyz"
 MARKER_PATH = "/opt/agentlab/guest.json"
@@ -52,7 +54,7 @@ Conflicts=shutdown.target
 StartLimitIntervalSec=0
 
 [Service]
-ExecStart=/usr/bin/python3 -I -S -B {GUEST_PATH} --resident /dev/virtio-ports/{CONTROL_PORT}
+ExecStart=/usr/bin/python3 -I -S -B {GUEST_PATH} --resident /dev/virtio-ports/{CONTROL_PORT} --invitation {SERIAL}
 # It answers until the very end of a shutdown, and what it has launched lives on when it is started anew.
 KillMode=process
 Restart=always

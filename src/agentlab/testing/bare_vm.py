@@ -10,8 +10,8 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from agentlab.backends.interface import Command
-from agentlab.backends.qemu.channels import GuestStream
-from agentlab.backends.qemu.control import Control
+from agentlab.backends.link.channels import GuestStream
+from agentlab.backends.link.control import Control
 from agentlab.base.process import ended, start
 from agentlab.base.tasks import TaskScope
 from agentlab.templates.images import VmImage

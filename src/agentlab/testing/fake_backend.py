@@ -49,6 +49,7 @@ class FakeBackend:
     """
 
     step_s_max: Mapping[str, float] = {}
+    parallel_max = 8
     guest_arguments: tuple[str, ...] = ("--own-pids",)
 
     def __init__(

@@ -9,8 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from agentlab.backends.link.channels import GuestStream
 from agentlab.backends.qemu.backend import QemuBackend
-from agentlab.backends.qemu.channels import GuestStream
 from agentlab.backends.qemu.image import BootImage
 from agentlab.base.clock import SystemClock
 from agentlab.base.entropy import SystemEntropy

@@ -13,6 +13,7 @@ from agentlab.model.sandbox import Observed, Wish
 from agentlab.model.snapshot import SnapshotRecord
 from agentlab.store import events, jobs, sandboxes, snapshots
 from agentlab.testing.fake_backend import FakeBackend
+from agentlab.testing.proxmox_world import ClusterWorld
 from agentlab.testing.world import World
 
 ACTIONS = 30
@@ -61,7 +62,7 @@ async def _something(world: World) -> None:
     elif roll < 0.97:
         world.clock.shift_s += (entropy.fraction() - 0.5) * 600  # somebody sets the clock
     else:
-        world.network.rules_stand = False  # somebody flushes the rule set
+        await world.disturb()
 
 
 def stormy_night(seed: int, *, forgetful: bool = False) -> None:
@@ -71,6 +72,17 @@ def stormy_night(seed: int, *, forgetful: bool = False) -> None:
     async def scenario(world: World) -> None:
         if forgetful:
             _plant_memory(world.backend)
+        await _live(world, ACTIONS, crash=0.15)
+        world.check_settled()
+
+    world.run(scenario)
+
+
+def stormy_cluster(seed: int) -> None:
+    """The same on a cluster: lost replies, dead tasks, nodes that go, VMs that move, and a foreign VM in between."""
+    world = ClusterWorld(seed, fault_rate=0.1)
+
+    async def scenario(world: World) -> None:
         await _live(world, ACTIONS, crash=0.15)
         world.check_settled()
 

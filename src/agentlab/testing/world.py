@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from agentlab.daemon.backends import Entrance
 from agentlab.daemon.build import Core, build_core
 from agentlab.daemon.ground import Ground
 from agentlab.errors import AgentLabError
-from agentlab.model.ids import Digest, JobId, SandboxId
+from agentlab.model.ids import Digest, InstallationId, JobId, SandboxId
 from agentlab.model.job import RepoSource
 from agentlab.model.machine import JOB_FINAL
 from agentlab.model.machine import SandboxState as S
@@ -129,6 +129,8 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
 class World:
     """`World(seed).run(scenario)`; see tests/sim."""
 
+    limits = LIMITS
+
     def __init__(self, seed: int, fault_rate: float = 0.1) -> None:
         self.seed, self._fault_rate = seed, fault_rate
         self.entropy = SeededEntropy(seed)
@@ -162,9 +164,7 @@ class World:
         self.problems.append(f"{context.get('message')}: {context.get('exception')!r} {context.get('task')!r}")
 
     async def _live(self, scenario: Callable[[World], Any]) -> None:
-        self.backend = FakeBackend(entropy=self.entropy, fault_rate=self._fault_rate, latency_s=0.5)
-        self.backend.on_launch = self._launch
-        self.network = FakeNetwork(entropy=self.entropy, fault_rate=self._fault_rate, latency_s=0.05)
+        await self._make_ground()
         self.blobs = Blobs(self._folder / "blobs", self.clock, self.entropy, disk_reserve_bytes=0)
         self.profiles = Profiles([])
         self.profiles.load()
@@ -177,6 +177,19 @@ class World:
                 guest.cancel()
             await asyncio.gather(*self._guests.values(), return_exceptions=True)
 
+    async def _make_ground(self) -> None:
+        """What stands below every daemon of this world."""
+        self.backend = FakeBackend(entropy=self.entropy, fault_rate=self._fault_rate, latency_s=0.5)
+        self.backend.on_launch = self._launch
+        self.network = FakeNetwork(entropy=self.entropy, fault_rate=self._fault_rate, latency_s=0.05)
+
+    async def _entries(self, installation: InstallationId) -> Mapping[str, BackendEntry]:
+        """What a daemon finds at its start."""
+        self.network.installation = installation
+        self.network.rules_stand = True  # what `open` does at start, or the daemon does not start
+        probe = Probe(findings=(), capabilities=frozenset(Capability))
+        return {"fake": BackendEntry(backend=self.backend, network=self.network, probe=probe)}
+
     # The daemon's life
 
     async def start(self) -> None:
@@ -186,9 +199,7 @@ class World:
         await self.database.write(lambda tx: steps.abandon_running(tx, self.clock.now()))
         await self.database.write(lambda tx: templates.put(tx, _template()))
         self.outputs = Outputs(self._folder / "outputs")
-        self.network.installation = installation
-        self.network.rules_stand = True  # what `open` does at start, or the daemon does not start
-        probe = Probe(findings=(), capabilities=frozenset(Capability))
+        entries = await self._entries(installation)
         ground = Ground(
             clock=self.clock,
             entropy=self.entropy,
@@ -200,15 +211,15 @@ class World:
             outputs=self.outputs,
             seal=PlainSeal(),  # type: ignore[arg-type]
             redaction=Redaction(),
-            backends={"fake": BackendEntry(backend=self.backend, network=self.network, probe=probe)},
+            backends=entries,
             entrance=Entrance(),
-            default_backend="fake",
+            default_backend=next(iter(entries)),
             subnet="10.77.0.0/16",
             builder=None,  # type: ignore[arg-type]
             images=None,  # type: ignore[arg-type]
         )
         self._scope = TaskScope("daemon", self._task_failed)
-        self.core = build_core(ground, self.profiles, LIMITS, self._scope)
+        self.core = build_core(ground, self.profiles, self.limits, self._scope)
         self._scope.start(self.core.reconciler.run(), "reconcile")
 
     async def kill(self) -> None:
@@ -269,6 +280,10 @@ class World:
         """The sandbox itself dies; its disk stays."""
         self.kill_guest(sandbox)
         self.backend.kill(SandboxId(sandbox))
+
+    async def disturb(self) -> None:
+        """Somebody flushes the rule set."""
+        self.network.rules_stand = False
 
     # What users do
 
@@ -343,13 +358,21 @@ class World:
         useless = [each for each in kept if each.transient]
         assert useless == [], f"snapshots for forks that stand for themselves: {useless}; {self.replay_hint}"
 
+    def left(self) -> list[str]:
+        """What stands in the backend."""
+        return sorted(self.backend.sandboxes)
+
+    def left_in_network(self) -> list[str]:
+        """What stands in the network."""
+        return sorted(self.network.ports)
+
     def check_settled(self) -> None:
         """Once all leases ended in calm weather: nothing is left, everything ended truthfully."""
         living = self.database.read(sandboxes.living)
-        left = sorted(self.backend.sandboxes)
+        left = self.left()
         found = self.database.read(lambda tx: jobs.page(tx, limit=1000))[0]
         assert left == [], f"left in the backend: {left}; {self.replay_hint}"
-        assert self.network.ports == {}, f"left in the network: {sorted(self.network.ports)}; {self.replay_hint}"
+        assert self.left_in_network() == [], f"left in the network: {self.left_in_network()}; {self.replay_hint}"
         gone = self.database.read(lambda tx: sandboxes.page(tx, include_destroyed=True, limit=1000))[0]
         kept = [each for row in gone for each in self.database.read(lambda tx, id=row.id: snapshots.of(tx, id))]  # type: ignore[misc]
         assert kept == [], f"snapshots of what is gone: {kept}; {self.replay_hint}"

@@ -46,6 +46,7 @@ class OciBackend:
 
     name = "oci"
     step_s_max: Mapping[str, float] = {}
+    parallel_max = 8
     guest_arguments: tuple[str, ...] = ("--own-pids",)  # the PID namespace is the sandbox's alone
     snapshots: None = None
     workspaces: None = None

@@ -54,8 +54,12 @@ class Verdict:
 
 def uuid_of(mark: Mark) -> str:
     """The uuid that the sandbox's VM bears, made of its whole mark; shaped as a name-based one (version 5)."""
-    name = "\0".join(("agentlab-vm", mark.installation, mark.sandbox, mark.nonce))
-    octets = bytearray(hashlib.sha256(name.encode()).digest()[:16])
+    return uuid_by_name("agentlab-vm", mark.installation, mark.sandbox, mark.nonce)
+
+
+def uuid_by_name(*words: str) -> str:
+    """A uuid made of words; shaped as version 5."""
+    octets = bytearray(hashlib.sha256("\0".join(words).encode()).digest()[:16])
     octets[6] = octets[6] & 0x0F | 0x50
     octets[8] = octets[8] & 0x3F | 0x80
     text = octets.hex()
@@ -96,6 +100,15 @@ def is_ours(config: Mapping[str, object], mark: Mark, recorded: Recorded | None,
         return _verdict(Whose.UNDECIDED, f"VM {vmid} is being made and does not show yet by whom")
     said = "another mark" if found is not None else "no mark"
     return _verdict(Whose.FOREIGN, f"VM {vmid} bears {said}, and not the uuid of {mark.sandbox}")
+
+
+def is_foreign(config: Mapping[str, object], mark: Mark, recorded: Recorded) -> bool:
+    """Whether nothing of a VM with our number is ours: ours is gone, and its number was given to somebody else.
+
+    What bears our mark beside another uuid is not that: somebody has changed or restored it, and must decide.
+    """
+    whose = is_ours(config, mark, recorded, recorded.vmid).whose
+    return whose is Whose.FOREIGN and read_mark(str(config.get("description") or "")) != mark
 
 
 def parse_uuid(config: Mapping[str, object]) -> str:

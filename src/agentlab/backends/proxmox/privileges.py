@@ -44,11 +44,18 @@ class Privilege:
     where: Where
     needed_for: str
     optional: bool = False  # AgentLab works without, less well; `needed_for` says how
+    builds: bool = False  # an optional one that is needed after all where AgentLab builds its templates itself
     versions: tuple[int, ...] = VERSIONS
 
+    def essential(self, grantee: Grantee) -> bool:
+        """Whether no sandbox can be made without it."""
+        return not self.optional or (self.builds and not grantee.templates)
 
-def _at(where: Where, *rows: tuple[str, str], optional: bool = False) -> tuple[Privilege, ...]:
-    return tuple(Privilege(name=name, where=where, needed_for=why, optional=optional) for name, why in rows)
+
+def _at(where: Where, *rows: tuple[str, str], optional: bool = False, builds: bool = False) -> tuple[Privilege, ...]:
+    return tuple(
+        Privilege(name=name, where=where, needed_for=why, optional=optional, builds=builds) for name, why in rows
+    )
 
 
 PRIVILEGES: tuple[Privilege, ...] = (
@@ -57,9 +64,7 @@ PRIVILEGES: tuple[Privilege, ...] = (
         ("Pool.Audit", "seeing what is in the pool"),
         ("VM.Allocate", "making and destroying sandboxes"),
         ("VM.Audit", "seeing sandboxes and reading their marks"),
-        ("VM.Config.CDROM", "the drive of cloud-init and of seed images"),
         ("VM.Config.CPU", "the number of cores"),
-        ("VM.Config.Cloudinit", "the description of plain cloud images"),
         ("VM.Config.Disk", "the size of the disk, and workspaces"),
         ("VM.Config.HWType", "the identity by SMBIOS, which marks a sandbox as ours"),
         ("VM.Config.Memory", "the amount of memory"),
@@ -69,14 +74,24 @@ PRIVILEGES: tuple[Privilege, ...] = (
         ("VM.Snapshot", "snapshots and going back to them"),
     ),
     Privilege(
-        name="VM.GuestAgent.Unrestricted", where=Where.POOL, needed_for="rescue by the guest agent", versions=(9,)
+        name="VM.GuestAgent.Unrestricted",
+        where=Where.POOL,
+        needed_for="what a machine that did not call home can still say",
+        optional=True,
+        versions=(9,),
     ),
-    Privilege(name="VM.Monitor", where=Where.POOL, needed_for="rescue by the guest agent", versions=(8,)),
+    Privilege(
+        name="VM.Monitor",
+        where=Where.POOL,
+        needed_for="what a machine that did not call home can still say",
+        optional=True,
+        versions=(8,),
+    ),
     *_at(
         Where.POOL,
-        ("VM.Clone", "cloning templates that AgentLab itself built in the pool, and forks"),
-        ("VM.Console", "the tail of the console in failures"),
+        ("VM.Clone", "cloning templates that AgentLab itself built in the pool"),
         optional=True,
+        builds=True,
     ),
     *_at(
         Where.TEMPLATE,
@@ -92,9 +107,10 @@ PRIVILEGES: tuple[Privilege, ...] = (
         Where.UPLOADS,
         ("Datastore.AllocateTemplate", "bringing templates to the cluster"),
         ("Datastore.Audit", "seeing which of them are there"),
-        ("Datastore.Allocate", "removing uploaded images again"),
         optional=True,
+        builds=True,
     ),
+    *_at(Where.UPLOADS, ("Datastore.Allocate", "removing uploaded images again"), optional=True),
     *_at(Where.NETWORK, ("SDN.Use", "connecting sandboxes to the bridge")),
     *_at(Where.NODES, ("Sys.Audit", "the load of nodes, and the tasks of others")),
 )
@@ -153,9 +169,10 @@ def of_version(version: int) -> tuple[Privilege, ...]:
     return tuple(each for each in PRIVILEGES if known in each.versions)
 
 
-def role_privileges(where: Where, version: int) -> tuple[str, ...]:
-    """What the role of a place holds, in order."""
-    return tuple(sorted({each.name for each in of_version(version) if each.where is where}))
+def role_privileges(where: Where, version: int, least: Grantee | None = None) -> tuple[str, ...]:
+    """What the role of a place holds, in order; with `least`, only what is essential for that grantee."""
+    rows = [each for each in of_version(version) if each.where is where]
+    return tuple(sorted({each.name for each in rows if least is None or each.essential(least)}))
 
 
 def grant(path: str, role: str, grantee: Grantee) -> str:
@@ -191,8 +208,24 @@ def lacking(permissions: Mapping[str, object], grantee: Grantee) -> list[Lack]:
         Lack(privilege=row, path=path, command=remedy(path, [row.name], grantee))
         for row in of_version(grantee.version)
         for path in grantee.paths(row.where)
-        if not _held(permissions, path, row.name)
+        if not held(permissions, path, row.name)
     ]
+
+
+def held(permissions: Mapping[str, object], path: str, name: str) -> bool:
+    """Whether `permissions`, as `GET /access/permissions` tells them, hold a privilege at a path.
+
+    By the most specific entry that there is; one further up counts only if it is handed down.
+    """
+    at = path
+    while True:
+        entry = permissions.get(at or "/")
+        if isinstance(entry, Mapping):
+            flag = entry.get(name)
+            return flag is not None and (at == path or str(flag) == "1")
+        if not at:
+            return False
+        at = at.rpartition("/")[0]
 
 
 def _place(path: str, names: Sequence[str], grantee: Grantee) -> tuple[Where | None, str]:
@@ -206,21 +239,8 @@ def _place(path: str, names: Sequence[str], grantee: Grantee) -> tuple[Where | N
     kinds = {"/storage/": Where.STORAGE, "/sdn/zones/": Where.NETWORK, "/nodes": Where.NODES, "/vms/": Where.TEMPLATE}
     for prefix, where in kinds.items():
         if path.startswith(prefix):
-            held = [each for each in (where, Where.UPLOADS) if prefix == "/storage/" or each is where]
-            for each in held:
+            fitting = [each for each in (where, Where.UPLOADS) if prefix == "/storage/" or each is where]
+            for each in fitting:
                 if any(name in role_privileges(each, grantee.version) for name in names):
                     return each, path if where is not Where.NODES else "/nodes"
     return None, path
-
-
-def _held(permissions: Mapping[str, object], path: str, name: str) -> bool:
-    """By the most specific entry that there is; one further up counts only if it is handed down."""
-    at = path
-    while True:
-        entry = permissions.get(at or "/")
-        if isinstance(entry, Mapping):
-            flag = entry.get(name)
-            return flag is not None and (at == path or str(flag) == "1")
-        if not at:
-            return False
-        at = at.rpartition("/")[0]

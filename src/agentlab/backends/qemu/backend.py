@@ -9,9 +9,9 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from agentlab.backends.interface import Capability, Command, Gone, Probe, Refused
+from agentlab.backends.link.execution import VmExecution
 from agentlab.backends.qemu import arming, kept, origin, probe, snapshots
 from agentlab.backends.qemu.arming import Armory
-from agentlab.backends.qemu.execution import VmExecution
 from agentlab.backends.qemu.fleet import Fleet
 from agentlab.backends.qemu.ground import Ground
 from agentlab.backends.qemu.host import Host, shape_of
@@ -56,6 +56,7 @@ class QemuBackend:
         "start": BOOT_S_MAX + 60,
         "stop": 120.0,
     }
+    parallel_max = 8
     guest_arguments: tuple[str, ...] = ("--own-cgroup",)
 
     def __init__(

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from agentlab.backends.qemu.control import Identity, Nic
+from agentlab.backends.link.control import Identity, Nic
 from agentlab.backends.qemu.layout import read_note, title, write_note
 from agentlab.base.entropy import Entropy
 from agentlab.model.sandbox import SandboxSpec

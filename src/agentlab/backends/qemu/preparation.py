@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentlab.backends.interface import Command, Unavailable
+from agentlab.backends.link.channels import GuestStream
+from agentlab.backends.link.control import Control
 from agentlab.backends.qemu import disk, memory_file
 from agentlab.backends.qemu.birth import Blueprint, give_birth
-from agentlab.backends.qemu.channels import GuestStream
-from agentlab.backends.qemu.control import Control
 from agentlab.backends.qemu.host import Host, limits
 from agentlab.backends.qemu.image import BootImage
 from agentlab.backends.qemu.prepared import BASE, BLANK, DISK, INITRD, KERNEL, MEMORY, STATE, Kind, Prepared, Shelf

@@ -14,10 +14,10 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from agentlab.backends.interface import BackendError, Command
+from agentlab.backends.link.control import Control, Identity, Nic
 from agentlab.backends.qemu import disk
 from agentlab.backends.qemu.birth import Blueprint, give_birth
 from agentlab.backends.qemu.command import NEUTRAL_MAC
-from agentlab.backends.qemu.control import Control, Identity, Nic
 from agentlab.backends.qemu.host import Host, limits
 from agentlab.backends.qemu.layout import Bearing, Layout, note_bearing
 from agentlab.backends.qemu.prepared import BASE, BLANK, DISK, INITRD, KERNEL, STATE, Kind, Prepared, Shelf

@@ -10,9 +10,9 @@ from subprocess import Popen
 
 from agentlab.backends.first_process import FirstProcess
 from agentlab.backends.interface import BackendError, Gone, Unavailable
+from agentlab.backends.link.channels import GuestStream
+from agentlab.backends.link.control import Control
 from agentlab.backends.qemu import process
-from agentlab.backends.qemu.channels import GuestStream
-from agentlab.backends.qemu.control import Control
 from agentlab.backends.qemu.layout import CONTROL, write_note
 from agentlab.backends.qemu.monitor import Monitor
 from agentlab.backends.qemu.sockets import reachable

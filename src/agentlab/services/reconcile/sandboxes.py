@@ -56,7 +56,7 @@ class SandboxReconciler:
         self._networks = tuple({id(each): each for each in networks.values()}.values())
         self._limits, self._wake = limits, wake
         self._failures: Counter[SandboxId] = Counter()
-        self._gate = asyncio.Semaphore(limits.provisions_parallel_max)
+        self._gates = {name: asyncio.Semaphore(backend.parallel_max) for name, backend in backends.items()}
         self.workers: Workers[SandboxId] = Workers(scope, "sandbox", self._bring)
 
     async def tick(self) -> None:
@@ -115,7 +115,7 @@ class SandboxReconciler:
                         retryable=False,
                     )
                 if isinstance(step, plan.Create | plan.Arm | plan.Start) and row.state in BUILDING:
-                    async with self._gate:
+                    async with self._gates[row.backend]:
                         await self._interpreter.carry_out(row, seen, step)
                 else:
                     await self._interpreter.carry_out(row, seen, step)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from agentlab.backends.interface import Command, Refused, Unavailable
-from agentlab.backends.qemu.channels import Channel, GuestStream, Link, LinkGone
-from agentlab.backends.qemu.execution import START_S_MAX, VmExecution, failure
+from agentlab.backends.link.channels import Channel, GuestStream, Link, LinkGone
+from agentlab.backends.link.execution import START_S_MAX, VmExecution, failure
 from agentlab.base.tasks import TaskScope
 from agentlab_guest import orders
 
@@ -90,24 +90,56 @@ class Control:
         `token`: 32 random bytes.  `relay` serves each connection that a program of the guest makes to the guest link,
         as a child of `scope`.  Unavailable, with what is known, when there is no answer in time.
         """
+
+        async def reach(link: Link) -> None:
+            try:
+                await asyncio.get_running_loop().create_unix_connection(lambda: link, str(socket))
+            except OSError as error:
+                cause = f"{socket}: {error.strerror or error}"
+                raise Unavailable(cause, "QEMU may have ended; see its log.") from None
+
+        return await cls._begun(reach, "QEMU", token, scope, relay, timeout_s)
+
+    @classmethod
+    async def adopt(
+        cls, transport: asyncio.Transport, *, token: bytes, scope: TaskScope, relay: Relay, timeout_s: float
+    ) -> Control:
+        """Take over a connection that the guest program made, of which nothing has come since it was let in.
+
+        See `connect`.  The transport is ours from now on, and ends with the control or with a failure of this call.
+        """
+
+        async def take_over(link: Link) -> None:
+            transport.set_protocol(link)
+            link.connection_made(transport)
+
+        return await cls._begun(take_over, "the guest", token, scope, relay, timeout_s)
+
+    @classmethod
+    async def _begun(
+        cls,
+        reach: Callable[[Link], Awaitable[None]],
+        peer: str,
+        token: bytes,
+        scope: TaskScope,
+        relay: Relay,
+        timeout_s: float,
+    ) -> Control:
         made: list[Control] = []
 
         def opened(channel: Channel) -> None:
             made[0]._serve(channel)
 
-        loop = asyncio.get_running_loop()
-        link = Link(token, opened)
+        link = Link(token, opened, peer)
         made.append(cls(link, scope, relay))
         try:
             async with asyncio.timeout(timeout_s):
-                await loop.create_unix_connection(lambda: link, str(socket))
+                await reach(link)
                 await _greeted(link)
         except TimeoutError:
             known = "answered, and did not say what it is" if link.answered else "did not answer"
             cause = f"the guest program {known} within {timeout_s:g} s ({link.received_bytes} bytes came from it)"
             raise Unavailable(cause, "See the sandbox's console.") from None
-        except OSError as error:
-            raise Unavailable(f"{socket}: {error.strerror or error}", "QEMU may have ended; see its log.") from None
         finally:
             if link.hello is None:
                 link.end("given up")

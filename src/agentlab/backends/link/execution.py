@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from agentlab.backends.interface import Refused, Unavailable
-from agentlab.backends.qemu.channels import STREAM_BYTES_HIGH, STREAMS, Channel
+from agentlab.backends.link.channels import STREAM_BYTES_HIGH, STREAMS, Channel
 from agentlab.base.text import one_line
 from agentlab_guest import mux, orders
 

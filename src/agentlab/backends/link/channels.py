@@ -148,11 +148,11 @@ class Channel:
 
 
 class Link(asyncio.Protocol):
-    """The connection itself.  `opened` is told the channels that the guest opens."""
+    """The connection itself.  `opened` is told the channels that the guest opens; `peer` names who is connected to."""
 
-    def __init__(self, token: bytes, opened: Callable[[Channel], None]) -> None:
+    def __init__(self, token: bytes, opened: Callable[[Channel], None], peer: str) -> None:
         self._end = mux.HostEnd(token)
-        self._opened = opened
+        self._opened, self._peer = opened, peer
         self._transport: asyncio.WriteTransport | None = None
         self._channels: dict[int, Channel] = {}
         self._pending: list[bytes | memoryview] = []
@@ -183,7 +183,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The socket has closed."""
-        self.end("QEMU closed the control link" if error is None else str(error))
+        self.end(f"{self._peer} closed the control link" if error is None else str(error))
 
     # The connection
 
