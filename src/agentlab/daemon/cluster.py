@@ -132,7 +132,6 @@ def plan_of(settings: ProxmoxSettings) -> ClusterPlan:
         uploads=settings.uploads,
         bridge=settings.bridge,
         vlan=settings.vlan,
-        zone=settings.zone,
         vmids=VmidRange.parse(settings.vmids),
         policy=Policy(
             strategy=Strategy(placement.strategy),

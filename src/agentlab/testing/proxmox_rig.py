@@ -258,7 +258,6 @@ def cluster_plan(**changes: Any) -> ClusterPlan:
         "uploads": STORAGE,
         "bridge": BRIDGE,
         "vlan": None,
-        "zone": "localnetwork",
         "vmids": VmidRange(first=20000, last=20999),
         "policy": Policy(),
         "addresses": ADDRESSES,
@@ -276,5 +275,4 @@ def grantee_of(plan: ClusterPlan, version: int) -> Grantee:
         storages=(plan.storage,),
         uploads=(plan.uploads,),
         bridge=plan.bridge,
-        zone=plan.zone,
     )

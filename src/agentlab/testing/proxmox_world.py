@@ -326,7 +326,6 @@ def cluster_plan() -> ClusterPlan:
         uploads="local",
         bridge="vmbr0",
         vlan=None,
-        zone="localnetwork",
         vmids=VmidRange(first=20_000, last=20_199),
         policy=Policy(memory_overcommit=16.0, cpu_overcommit=64.0, memory_reserve_bytes=0, storage_reserve_bytes=0),
         addresses=Addresses(

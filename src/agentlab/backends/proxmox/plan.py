@@ -45,7 +45,6 @@ class ClusterPlan:
     uploads: str  # the storage that takes images, by its content `import`
     bridge: str
     vlan: int | None
-    zone: str  # of SDN, for the privilege on the bridge
     vmids: VmidRange
     policy: Policy
     addresses: Addresses

@@ -38,7 +38,6 @@ class VmRecord:
     unplugged: bool = False  # its card is cut off
     network: str = ""  # the mode that its policy is for
     ran: bool = False  # it has been asked to start, and not been seen to have stopped since
-    waking: str = ""  # the snapshot whose memory the next start brings back
     why: str = ""  # it was placed there
     hostname: str = ""
     secrets_bytes: int = 0
